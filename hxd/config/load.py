@@ -1,0 +1,165 @@
+"""From TOML files to a `Config`. Finds every fault before it gives up; never touches the models."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hxd.config import kinds
+from hxd.config.settings import SECTIONS, Config, ModelSettings
+from hxd.errors import ConfigError, nearest
+
+MAX_FILE = 1 << 20
+
+
+class _Findings:
+    """Collects `FILE: key.path: what`, and knows which file a key came from."""
+
+    def __init__(self, main: Path) -> None:
+        self.main = main
+        self.lines: list[str] = []
+        self.origin: dict[str, Path] = {}
+
+    def add(self, key: str, what: str, file: Path | None = None) -> None:
+        parts = key.split(".")
+        while file is None and parts:
+            file = self.origin.get(".".join(parts))
+            parts.pop()
+        where = f"{file or self.main}: {key}: " if key else f"{file or self.main}: "
+        self.lines.append(where + what)
+
+
+def load(path: Path) -> Config:
+    """The configuration in `path` and in `conf.d/*.toml` beside it.
+
+    Raises `ConfigError` with all findings.
+    """
+    path = path.absolute()
+    findings = _Findings(path)
+    merged: dict[str, Any] = {}
+    for file in [path, *sorted((path.parent / "conf.d").glob("*.toml"))]:
+        _merge(merged, _read(file, findings), file, findings, "")
+    config = _build(path, merged, findings)
+    if findings.lines:
+        raise ConfigError(findings.lines)
+    return config
+
+
+def _read(file: Path, findings: _Findings) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_FILE + 1)
+        if len(data) > MAX_FILE:
+            findings.add("", f"larger than {MAX_FILE} bytes", file)
+            return {}
+        return tomllib.loads(data.decode("utf-8"))
+    except OSError as error:
+        findings.add("", f"can't be read: {error.strerror}", file)
+    except UnicodeDecodeError as error:
+        findings.add("", f"not UTF-8 at byte {error.start}", file)
+    except tomllib.TOMLDecodeError as error:
+        findings.add("", _twice(str(error), data.decode()) or f"not valid TOML: {error}", file)
+    except RecursionError:
+        findings.add("", "not valid TOML: nested too deeply", file)
+    return {}
+
+
+def _twice(message: str, text: str) -> str | None:
+    """A repeated table is the most usual slip: name it as the operator wrote it."""
+    match = re.match(r"Cannot (?:declare|mutate).*\(at line (\d+)", message)
+    if not match:
+        return None
+    line = text.splitlines()[int(match[1]) - 1].strip()
+    return f"{line.strip('[]')}: declared twice (line {match[1]})"
+
+
+def _merge(
+    into: dict[str, Any], new: dict[str, Any], file: Path, findings: _Findings, prefix: str
+) -> None:
+    for key, value in new.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and isinstance(into.get(key), dict) and prefix != "models.":
+            _merge(into[key], value, file, findings, f"{path}.")
+        elif key in into:
+            findings.add(path, f"declared twice; it stands in {findings.origin[path]} too", file)
+        else:
+            into[key] = value if not isinstance(value, dict) or prefix == "models." else {}
+            findings.origin[path] = file
+            if into[key] is not value:
+                _merge(into[key], value, file, findings, f"{path}.")
+
+
+def _build(path: Path, raw: dict[str, Any], findings: _Findings) -> Config:
+    known = [*SECTIONS, "models"]
+    for key in raw:
+        if key not in known:
+            findings.add(key, _unknown(key, known))
+    values: dict[str, Any] = {}
+    for name, section in SECTIONS.items():
+        table = raw.get(name, {})
+        if type(table) is dict:
+            values[name] = _section(section, table, name, findings)
+        else:
+            findings.add(name, f"expected a table, found {kinds.found(table)}")
+    models = _models(raw.get("models", {}), findings)
+    config = Config(origin=path, models=models, **values)
+    if "auth" in values and "listen" in values:
+        _check_open(config, findings)
+    return config
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    guess = nearest(key, known)
+    return "unknown key" + (f", did you mean {guess.split('Did you mean ')[1]}" if guess else "")
+
+
+def _section(section: type[Any], table: dict[str, Any], prefix: str, findings: _Findings) -> Any:
+    declared = {field.name: field for field in fields(section)}
+    values = {}
+    for key, value in table.items():
+        if key not in declared:
+            findings.add(f"{prefix}.{key}", _unknown(key, list(declared)))
+            continue
+        try:
+            value = declared[key].metadata["kind"](value)
+        except ValueError as error:
+            findings.add(f"{prefix}.{key}", str(error))
+            continue
+        if isinstance(value, Path):
+            value = findings.main.parent / value
+        values[key] = value
+    return section(**values)
+
+
+def _models(raw: Any, findings: _Findings) -> dict[str, ModelSettings]:
+    if type(raw) is not dict:
+        findings.add("models", f"expected tables, found {kinds.found(raw)}")
+        return {}
+    models = {}
+    for name, table in raw.items():
+        key = f"models.{name}"
+        try:
+            kinds.model_name(name)
+        except ValueError as error:
+            findings.add(key, str(error))
+            continue
+        if type(table) is not dict:
+            findings.add(key, f"expected a table, found {kinds.found(table)}")
+            continue
+        model: ModelSettings = _section(ModelSettings, table, key, findings)
+        if model.source is None and model.plugin == "auto":
+            findings.add(key, 'no source; write source = "builtin:demo" or the path of a model file')
+        models[name] = model
+    return models
+
+
+def _check_open(config: Config, findings: _Findings) -> None:
+    if not config.auth.required and not config.listen.http.loopback:
+        findings.add(
+            "auth.required",
+            f"false is refused while listen.http is {config.listen.http}: keys may be switched off "
+            "only when every listener is on loopback",
+        )

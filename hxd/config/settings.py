@@ -1,0 +1,236 @@
+"""Every setting, declared once: default, unit, help. `docs/config.md` and `etc/hxd.toml` are
+generated from these declarations by `scripts/config-docs`, and a test compares them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hxd.config import kinds
+from hxd.config.kinds import Address
+
+
+def _setting(default: Any, kind: kinds.Kind, help: str, *, show: str | None = None) -> Any:
+    """`show` is the default as the docs write it, where that differs from its TOML."""
+    metadata = {"kind": kind, "help": help, "show": show}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where clients connect."""
+
+    http: Address = _setting(
+        Address("127.0.0.1", 8420), kinds.address, "Address and port of the HTTP API; port 0 picks one."
+    )
+    connections_per_address: int = _setting(
+        64, kinds.integer(1, 1 << 20), "Open connections from one IPv4 address or one IPv6 /64."
+    )
+
+
+@dataclass(frozen=True)
+class AuthSettings:
+    """Who may call. Keys are made with `hxctl key create`."""
+
+    required: bool = _setting(
+        True,
+        kinds.boolean,
+        "Whether every route needs a key. `false` is refused unless every listener is on loopback.",
+    )
+
+
+def _folder(variable: str, root: str, user_variable: str, user_default: str) -> Callable[[], Path]:
+    """systemd's own variable first; else `root` for root and the XDG folder for a user."""
+
+    def choose() -> Path:
+        if given := os.environ.get(variable):
+            return Path(given.split(":")[0])
+        if os.geteuid() == 0:
+            return Path(root)
+        base = os.environ.get(user_variable) or Path.home() / user_default
+        return Path(base) / "hxd"
+
+    return choose
+
+
+def _place(choose: Callable[[], Path], help: str, show: str) -> Any:
+    def read(value: Any) -> Path:
+        return Path(kinds.text(value)).expanduser()
+
+    return field(default_factory=choose, metadata={"kind": read, "help": help, "show": show})
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where hxd keeps its things. The defaults are systemd's STATE_DIRECTORY, RUNTIME_DIRECTORY,
+    LOGS_DIRECTORY and CACHE_DIRECTORY; without systemd the ones shown for root, and the XDG folders
+    for a user. Relative paths start at the folder of the config file."""
+
+    state: Path = _place(
+        _folder("STATE_DIRECTORY", "/var/lib/hxd", "XDG_STATE_HOME", ".local/state"),
+        "Keys and everything that must outlive a restart.",
+        "/var/lib/hxd",
+    )
+    runtime: Path = _place(
+        _folder("RUNTIME_DIRECTORY", "/run/hxd", "XDG_RUNTIME_DIR", ".local/run"),
+        "The admin socket and the lock; emptied at start.",
+        "/run/hxd",
+    )
+    logs: Path = _place(
+        _folder("LOGS_DIRECTORY", "/var/log/hxd", "XDG_STATE_HOME", ".local/state"),
+        "Records.",
+        "/var/log/hxd",
+    )
+    cache: Path = _place(
+        _folder("CACHE_DIRECTORY", "/var/cache/hxd", "XDG_CACHE_HOME", ".cache"),
+        "What can be made again, such as quantized variants.",
+        "/var/cache/hxd",
+    )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what one client can ask of the daemon."""
+
+    body: int = _setting(4 << 20, kinds.size(1 << 10, 16 << 20), "Largest request body.", show="4MiB")
+    body_time: float = _setting(
+        15.0, kinds.seconds(0.1, 3600), "Time in which a request body must have arrived.", show="15s"
+    )
+    keepalive: float = _setting(
+        75.0, kinds.seconds(1, 3600), "How long an idle connection stays open.", show="75s"
+    )
+    write_stall: float = _setting(
+        10.0,
+        kinds.seconds(0.1, 3600),
+        "A client that takes no byte of its answer for so long is cut off.",
+        show="10s",
+    )
+    drain: float = _setting(
+        30.0,
+        kinds.seconds(0, 3600),
+        "How long running requests may take to finish after SIGTERM.",
+        show="30s",
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How much of the box hxd may fill."""
+
+    budget: int | None = _setting(
+        None,
+        kinds.budget,
+        'Largest sum of the models\' estimates: a size, or "auto" for the cgroup\'s limit, else '
+        "85 % of the RAM.",
+        show="auto",
+    )
+
+
+@dataclass(frozen=True)
+class Plugins:
+    """Where backends come from, besides those that hxd brings along."""
+
+    folders: tuple[str, ...] = _setting(
+        (), kinds.texts, "Folders that hold plugin folders; a later one wins over a built-in name."
+    )
+
+
+@dataclass(frozen=True)
+class Log:
+    """What the daemon writes to standard error."""
+
+    level: str = _setting(
+        "info", kinds.one_of("debug", "info", "warning", "error"), "Least severe line to write."
+    )
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """One served model; NAME is what clients send."""
+
+    source: str | None = _setting(
+        None,
+        kinds.text,
+        "A model file, or `builtin:demo` (`builtin:demo@1` for its version 1). Needed unless the "
+        "plugin works without a file.",
+        show="none",
+    )
+    plugin: str = _setting(
+        "auto", kinds.text, "Backend plugin; `auto` goes by the format of the file."
+    )
+    replicas: int = _setting(1, kinds.integer(1, 64), "Worker processes for this model.")
+    slots: int = _setting(4, kinds.integer(1, 256), "Sequences that decode together in one worker.")
+    context: int = _setting(
+        2048, kinds.integer(16, 1 << 24), "Tokens per sequence, prompt and answer together."
+    )
+    variants: tuple[str, ...] = _setting(
+        (),
+        kinds.texts,
+        "Quantizations to use, best first, such as `q8_0` or `q4_k_m`; made from the source when it "
+        "is another one. The first is served. None: the source as it is.",
+    )
+    threads: int = _setting(
+        0, kinds.integer(0, 1024), "CPU threads per worker; 0 chooses by the machine and the model."
+    )
+    queue: int = _setting(
+        128, kinds.integer(0, 1 << 16), "Sequences that may wait for a slot; more are answered 429."
+    )
+    queue_time: float = _setting(
+        60.0,
+        kinds.seconds(0.1, 86400),
+        "How long a request may wait for a slot before it is answered 503.",
+        show="60s",
+    )
+    load_time: float = _setting(
+        300.0, kinds.seconds(0.1, 86400), "How long a worker may take to load the model.", show="5m"
+    )
+    stall_time: float = _setting(
+        30.0,
+        kinds.seconds(0.1, 86400),
+        "A worker with running sequences that finishes no decode step for so long is replaced.",
+        show="30s",
+    )
+    memory_limit: int | None = _setting(
+        None,
+        kinds.budget,
+        "Most private memory of one worker (its weights, being mapped, do not count): a size, or "
+        '"auto" for no limit.',
+        show="auto",
+    )
+    required: bool = _setting(
+        True, kinds.boolean, "Whether `/readyz` says no while this model can't answer."
+    )
+    options: dict[str, Any] = _setting(
+        {}, kinds.table, "Settings of the plugin's own; see its documentation.", show="{}"
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole, valid configuration. `origin` is the file that `--config` named."""
+
+    origin: Path
+    listen: Listen = field(default_factory=Listen)
+    auth: AuthSettings = field(default_factory=AuthSettings)
+    paths: Paths = field(default_factory=Paths)
+    limits: Limits = field(default_factory=Limits)
+    memory: Memory = field(default_factory=Memory)
+    plugins: Plugins = field(default_factory=Plugins)
+    log: Log = field(default_factory=Log)
+    models: dict[str, ModelSettings] = field(default_factory=dict)
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "listen": Listen,
+    "auth": AuthSettings,
+    "paths": Paths,
+    "limits": Limits,
+    "memory": Memory,
+    "plugins": Plugins,
+    "log": Log,
+}

@@ -1,0 +1,1 @@
+"""The daemon: one process, one event loop. Never imports a plugin or a model library."""

@@ -1,0 +1,60 @@
+"""The built-in demo model: where its versions lie, and whether their bytes are the ones shipped."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from hxd.gguf import ModelFileError
+
+NAME = "hxd-demo"
+STABLE = 2
+_SOURCE = re.compile(r"builtin:([a-z-]+)(?:@(.+))?")
+
+
+@dataclass(frozen=True)
+class DemoVersion:
+    number: int
+    file: Path
+    sha256: str
+
+
+def folder() -> Path:
+    return Path(__file__).parents[2] / "demo"
+
+
+def is_builtin(source: str) -> bool:
+    return source.startswith("builtin:")
+
+
+def find(source: str) -> DemoVersion:
+    """The version that `builtin:demo` or `builtin:demo@VERSION` names; raises `ModelFileError`."""
+    match = _SOURCE.fullmatch(source)
+    if not match or match[1] != "demo":
+        raise ModelFileError(f'{source!r} is not built in; "builtin:demo" is')
+    label = match[2] or "stable"
+    number = STABLE if label == "stable" else int(label) if label.isdecimal() else 0
+    manifest = folder() / str(number) / "manifest.toml"
+    try:
+        files = tomllib.loads(manifest.read_text("utf-8"))["files"]
+    except OSError:
+        there = sorted(path.parent.name for path in folder().glob("*/manifest.toml"))
+        raise ModelFileError(
+            f"no version {label!r} of the demo model; there are stable, {', '.join(there)}"
+        ) from None
+    (name, entry), *_ = files.items()
+    return DemoVersion(number, manifest.parent / name, entry["sha256"])
+
+
+def verify(version: DemoVersion) -> None:
+    """Raises `ModelFileError` unless the file's sha256 is the manifest's."""
+    try:
+        with version.file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelFileError(f"can't read {version.file}: {error.strerror}") from None
+    if found != version.sha256:
+        raise ModelFileError(f"{version.file} is corrupted: its sha256 is not the manifest's")

@@ -1,0 +1,138 @@
+"""From what the config says of a model to what a worker loads: plugin, file, version, variant.
+
+Blocks (reads headers, hashes); the daemon calls it in a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hxd import gguf
+from hxd.config import Config, ModelSettings
+from hxd.daemon.store import demo, plugins
+from hxd.daemon.store.plugins import Plugin
+from hxd.gguf import Header, ModelFileError
+from hxd.pluginfile import PluginError
+
+# general.file_type of a GGUF header (llama_ftype in llama.h) to the variant's name.
+FILE_TYPES = {
+    0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 7: "q8_0", 8: "q5_0", 9: "q5_1", 10: "q2_k",
+    11: "q3_k_s", 12: "q3_k_m", 13: "q3_k_l", 14: "q4_k_s", 15: "q4_k_m", 16: "q5_k_s",
+    17: "q5_k_m", 18: "q6_k", 25: "iq4_nl", 30: "iq4_xs", 32: "bf16",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one model's workers load. `variant` is the one wanted, `stored` the one in `file`;
+    where they differ, a quantized copy is made first. `estimate` is bytes for one replica."""
+
+    name: str
+    settings: ModelSettings
+    plugin: Plugin
+    file: Path | None
+    version: int
+    variant: str
+    stored: str
+    estimate: int
+
+
+class SourceError(Exception):
+    """`key` is the setting at fault below `models.NAME`."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def resolve(
+    config: Config, installed: Mapping[str, Plugin], refused: Mapping[str, str]
+) -> tuple[dict[str, Source], dict[str, SourceError]]:
+    """Sources by model, and for each model that can't be served, why."""
+    sources: dict[str, Source] = {}
+    faults: dict[str, SourceError] = {}
+    for name, settings in config.models.items():
+        try:
+            sources[name] = _resolve(name, settings, config, installed, refused)
+        except SourceError as error:
+            faults[name] = error
+    return sources, faults
+
+
+def _resolve(
+    name: str,
+    settings: ModelSettings,
+    config: Config,
+    installed: Mapping[str, Plugin],
+    refused: Mapping[str, str],
+) -> Source:
+    file, version, header, format = None, 1, None, None
+    try:
+        if settings.source is not None:
+            file, version = _file(settings.source, config)
+            format = gguf.detect(file)
+            header = gguf.read_header(file) if format == "gguf" else None
+    except ModelFileError as error:
+        raise SourceError("source", str(error)) from None
+    try:
+        plugin = plugins.choose(settings.plugin, format, installed, refused)
+    except PluginError as error:
+        raise SourceError("plugin", str(error)) from None
+    formats = plugin.manifest.formats
+    if format is None and "none" not in formats:
+        raise SourceError("source", f"the plugin {plugin.manifest.name} needs a model file")
+    if format is not None and format not in formats:
+        raise SourceError(
+            "source", f"the plugin {plugin.manifest.name} does not load {format} files"
+        )
+    stored = _variant(header)
+    variant = settings.variants[0] if settings.variants else stored
+    if variant != stored and header is None:
+        raise SourceError("variants", f"only GGUF files can be quantized; this is {stored}")
+    return Source(
+        name=name,
+        settings=settings,
+        plugin=plugin,
+        file=file,
+        version=version,
+        variant=variant,
+        stored=stored,
+        estimate=_estimate(header, file, settings),
+    )
+
+
+def _file(source: str, config: Config) -> tuple[Path, int]:
+    if demo.is_builtin(source):
+        version = demo.find(source)
+        demo.verify(version)
+        return version.file, version.number
+    path = config.origin.parent / Path(source).expanduser()
+    return path.resolve(), 1
+
+
+def _variant(header: Header | None) -> str:
+    if header is None:
+        return "default"
+    kind = header.metadata.get("general.file_type")
+    return FILE_TYPES.get(kind, "unknown") if isinstance(kind, int) else "unknown"
+
+
+def _estimate(header: Header | None, file: Path | None, settings: ModelSettings) -> int:
+    """Bytes for one replica: weights, and a KV cache of f16 for every slot's whole context."""
+    if header is None or file is None:
+        return file.stat().st_size if file else 0
+    meta, arch = header.metadata, header.architecture
+
+    def number(key: str, default: int) -> int:
+        value = meta.get(f"{arch}.{key}")
+        return value if isinstance(value, int) and value > 0 else default
+
+    heads = number("attention.head_count", 1)
+    width = number("embedding_length", 0)
+    key_length = number("attention.key_length", width // heads)
+    value_length = number("attention.value_length", key_length)
+    kv_heads = number("attention.head_count_kv", heads)
+    per_token = number("block_count", 0) * kv_heads * (key_length + value_length) * 2
+    return header.size + per_token * settings.context * settings.slots

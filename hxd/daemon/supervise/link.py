@@ -1,0 +1,123 @@
+"""The daemon's end of one worker's socketpair: frames out, frames in, each to whom it belongs.
+
+Knows which request an id stands for, and nothing of what requests mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from hxd import wire
+from hxd.errors import Fault
+
+Answer = wire.Delta | wire.Done | wire.Failed
+Sink = Callable[[Answer], None]
+
+
+class Owner(Protocol):
+    """Who is told about frames that belong to no request, and about the end of the link."""
+
+    def received(self, frame: wire.Hello | wire.Loaded | wire.Failed | wire.Progress) -> None: ...
+
+    def lost(self, reason: str, *, at_fault: bool) -> None: ...
+
+
+class Link(asyncio.Protocol):
+    """`calls` maps the ids in flight to their sinks. A sink gets deltas, then exactly one `Done` or
+    `Failed`, whatever happens to the worker."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._splitter = wire.Splitter(wire.TO_DAEMON_LIMIT)
+        self._transport: asyncio.Transport | None = None
+        self._pings: dict[int, asyncio.Future[wire.Pong]] = {}
+        self._ping = 0
+        self.calls: dict[int, Sink] = {}
+        self.closed = False
+
+    @classmethod
+    async def open(cls, sock: socket.socket, owner: Owner) -> Link:
+        loop = asyncio.get_running_loop()
+        _, link = await loop.create_unix_connection(lambda: cls(owner), sock=sock)
+        return link
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for body in self._splitter.feed(data):
+                self._dispatch(wire.decode(wire.to_daemon, body))
+        except wire.WireError as error:
+            self.close(f"the worker sent garbage: {error}", at_fault=True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.close("the worker closed its link" if exc is None else f"the link broke: {exc}")
+
+    def _dispatch(self, frame: wire.ToDaemon) -> None:
+        match frame:
+            case wire.Step():
+                for delta in frame.deltas:
+                    if sink := self.calls.get(delta.id):
+                        sink(delta)
+            case wire.Done():
+                if sink := self.calls.pop(frame.id, None):
+                    sink(frame)
+            case wire.Failed() if frame.id is not None:
+                if sink := self.calls.pop(frame.id, None):
+                    sink(frame)
+            case wire.Pong():
+                waiter = self._pings.pop(frame.n, None)
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(frame)
+            case _:
+                self._owner.received(frame)
+
+    def send(self, frame: wire.Frame) -> None:
+        if self._transport is not None and not self.closed:
+            self._transport.write(wire.encode(frame))
+
+    def generate(self, frame: wire.Generate, sink: Sink) -> None:
+        if self.closed:
+            sink(_gone(frame.id, "the worker is gone"))
+            return
+        self.calls[frame.id] = sink
+        self.send(frame)
+
+    async def ping(self) -> wire.Pong:
+        """Raises `ConnectionError` when the link closes first; never times out by itself."""
+        if self.closed:
+            raise ConnectionError("the link is closed")
+        self._ping += 1
+        n = self._ping
+        waiter: asyncio.Future[wire.Pong] = asyncio.get_running_loop().create_future()
+        self._pings[n] = waiter
+        self.send(wire.Ping(n))
+        try:
+            return await waiter
+        finally:
+            self._pings.pop(n, None)
+
+    def close(self, reason: str, *, at_fault: bool = False) -> None:
+        """Ends every call in flight as failed by the backend, then tells the owner, once.
+        `at_fault`: the worker broke the protocol."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._transport is not None:
+            self._transport.abort()
+        calls, self.calls = self.calls, {}
+        for id, sink in calls.items():
+            sink(_gone(id, reason))
+        pings, self._pings = self._pings, {}
+        for waiter in pings.values():
+            if not waiter.done():
+                waiter.set_exception(ConnectionError(reason))
+        self._owner.lost(reason, at_fault=at_fault)
+
+
+def _gone(id: int, reason: str) -> wire.Failed:
+    return wire.Failed(id, Fault.BACKEND, f"the worker died: {reason}", "worker_died")

@@ -1,0 +1,35 @@
+"""What the supervisor knows of one worker. Written by the supervisor's task alone; anyone may read
+to show it, and `Supervisor.ready` is what a request asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hxd import wire
+from hxd.daemon.store.sources import Source
+from hxd.daemon.supervise.lifecycle import State
+from hxd.daemon.supervise.process import WorkerProcess
+from hxd.daemon.supervise.restart import Restart
+
+
+@dataclass
+class Replica:
+    """`generation` counts starts: what a former process still says is recognised by it.
+    `problem` is what is wrong now, in words. Times are monotonic seconds."""
+
+    id: str
+    source: Source
+    state: State = State.STOPPED
+    since: float = 0.0
+    generation: int = 0
+    problem: str | None = None
+    note: str = ""
+    loaded: wire.Loaded | None = None
+    worker: WorkerProcess | None = None
+    restart: Restart = field(default_factory=Restart)
+    restart_at: float | None = None
+    restarts: int = 0
+
+    @property
+    def takes(self) -> bool:
+        return self.state is State.READY and self.worker is not None and not self.worker.link.closed

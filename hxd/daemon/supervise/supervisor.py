@@ -1,0 +1,223 @@
+"""Brings replicas up, sees them die, brings them up again. The single writer of their state.
+
+Messages come in through `post`; `run` takes them one at a time. What to do after a transition is
+decided by `decide`, which is pure, and done by an `Effects`, which has the processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from hxd import wire
+from hxd.clock import Clock
+from hxd.daemon.store.sources import Source
+from hxd.daemon.supervise.lifecycle import ALIVE, COMING, Event, State, after
+from hxd.daemon.supervise.replica import Replica
+
+log = logging.getLogger("hxd.supervise")
+
+HELLO_SECONDS = 60.0  # import of a plugin and its libraries, on a cold disk
+WARM_SECONDS = 120.0  # one token through the whole model, read from a cold disk
+# A replica that has died so often in a row is not counted on by waiting requests.
+HOPEFUL_DEATHS = 2
+
+
+@dataclass(frozen=True)
+class Message:
+    """Something that happened to one generation of a replica. A time-out counts only `while_in`
+    the state that it limits."""
+
+    replica: Replica
+    generation: int
+    event: Event
+    detail: str = ""
+    loaded: wire.Loaded | None = None
+    while_in: State | None = None
+
+
+class Effects(Protocol):
+    """What the supervisor does to the world. No call waits; outcomes come back as messages."""
+
+    def spawn(self, replica: Replica) -> None: ...
+
+    def load(self, replica: Replica) -> None: ...
+
+    def warm(self, replica: Replica) -> None: ...
+
+    def watch(self, replica: Replica) -> None: ...
+
+    def drain(self, replica: Replica) -> None: ...
+
+    def end(self, replica: Replica, *, gently: bool) -> None: ...
+
+    def later(self, seconds: float, message: Message) -> None: ...
+
+
+class Order(enum.Enum):
+    """What follows from a transition."""
+
+    SPAWN = enum.auto()
+    LOAD = enum.auto()
+    WARM = enum.auto()
+    WATCH = enum.auto()
+    DRAIN = enum.auto()
+    END = enum.auto()
+    KILL = enum.auto()
+    SCHEDULE_RESTART = enum.auto()
+
+
+_BY_EVENT: dict[Event, tuple[Order, ...]] = {
+    Event.HELLO: (Order.LOAD,),
+    Event.LOADED: (Order.WARM,),
+    Event.WARMED: (Order.WATCH,),
+    Event.RESTART: (Order.SPAWN,),
+    Event.EMPTY: (Order.END,),
+}
+
+
+def decide(event: Event, new: State) -> tuple[Order, ...]:
+    """Orders that follow from `event`, which led to `new`."""
+    if event is Event.DIED:
+        return (Order.KILL, Order.SCHEDULE_RESTART) if new is State.FAILED else (Order.KILL,)
+    if event is Event.DRAIN:
+        return (Order.DRAIN,) if new is State.DRAINING else (Order.END,)
+    return _BY_EVENT[event]
+
+
+class Supervisor:
+    """`changed` is called after each transition, for those who wait for a replica."""
+
+    def __init__(self, sources: Mapping[str, Source], clock: Clock, rng: random.Random) -> None:
+        self._clock = clock
+        self._random = rng
+        self._mail: asyncio.Queue[Message] = asyncio.Queue()
+        self._effects: Effects
+        self.listeners: list[Callable[[Replica, State, State], None]] = []
+        self.replicas: dict[str, list[Replica]] = {
+            name: [Replica(f"{name}-{i + 1}", source) for i in range(source.settings.replicas)]
+            for name, source in sources.items()
+        }
+
+    def post(self, message: Message) -> None:
+        self._mail.put_nowait(message)
+
+    async def run(self, effects: Effects) -> None:
+        """Start every replica, then serve messages until cancelled."""
+        self._effects = effects
+        for replica in self.all():
+            replica.state = State.FAILED
+            self._apply(Message(replica, 0, Event.RESTART))
+        while True:
+            self._apply(await self._mail.get())
+
+    def all(self) -> Iterable[Replica]:
+        for replicas in self.replicas.values():
+            yield from replicas
+
+    def ready(self, model: str) -> list[Replica]:
+        """Replicas of `model` that can take a request now, in a fixed order."""
+        return [replica for replica in self.replicas.get(model, ()) if replica.takes]
+
+    def coming(self, model: str) -> bool:
+        """Whether waiting makes sense: some replica is on its way up."""
+        return any(
+            replica.state in COMING
+            or (replica.state is State.READY and not replica.takes)
+            or (replica.state is State.FAILED and replica.restart.deaths <= HOPEFUL_DEATHS)
+            for replica in self.replicas.get(model, ())
+        )
+
+    def problems(self, model: str) -> list[str]:
+        return [
+            f"{replica.id} {replica.state.value}: {replica.problem}"
+            for replica in self.replicas.get(model, ())
+            if replica.problem is not None
+        ]
+
+    def next_restart(self, model: str) -> float:
+        """Seconds until the next replica of `model` tries again; 1 when none is scheduled."""
+        now = self._clock.now()
+        due = [r.restart_at - now for r in self.replicas.get(model, ()) if r.restart_at is not None]
+        return max(1.0, min(due, default=1.0))
+
+    async def stop(self) -> None:
+        """Ask every replica to end; the effects know when the processes are gone."""
+        for replica in self.all():
+            if replica.state is not State.STOPPED and replica.state is not State.DRAINING:
+                self.post(Message(replica, replica.generation, Event.DRAIN))
+
+    def _apply(self, message: Message) -> None:
+        replica, event = message.replica, message.event
+        if message.generation != replica.generation:
+            return
+        if message.while_in is not None and message.while_in is not replica.state:
+            return
+        old, new = replica.state, after(replica.state, event)
+        now = self._clock.now()
+        healthy = now - replica.since if old is State.READY else 0.0
+        replica.state, replica.since = new, now
+        if new is State.FAILED:
+            replica.problem = message.detail
+        elif new in (State.READY, State.STOPPED):
+            replica.problem, replica.note = None, ""
+        if event is Event.LOADED:
+            replica.loaded = message.loaded
+        if event is Event.RESTART or new not in ALIVE:
+            replica.generation += 1
+        self._log(replica, old, event, message.detail)
+        for order in decide(event, new):
+            self._perform(order, replica, healthy)
+        for listener in self.listeners:
+            listener(replica, old, new)
+
+    def _perform(self, order: Order, replica: Replica, healthy: float) -> None:
+        effects = self._effects
+        match order:
+            case Order.SPAWN:
+                replica.restart_at = None
+                effects.spawn(replica)
+            case Order.LOAD:
+                effects.load(replica)
+                self._expect(replica, State.LOADING, replica.source.settings.load_time)
+            case Order.WARM:
+                effects.warm(replica)
+                self._expect(replica, State.WARMING, WARM_SECONDS)
+            case Order.WATCH:
+                effects.watch(replica)
+            case Order.DRAIN:
+                effects.drain(replica)
+            case Order.END:
+                effects.end(replica, gently=True)
+            case Order.KILL:
+                effects.end(replica, gently=False)
+            case Order.SCHEDULE_RESTART:
+                pause = replica.restart.died(healthy, self._random)
+                replica.restarts += 1
+                replica.restart_at = self._clock.now() + pause
+                effects.later(pause, Message(replica, replica.generation, Event.RESTART))
+
+    def _expect(self, replica: Replica, state: State, seconds: float) -> None:
+        """The replica dies unless it has left `state` by then."""
+        detail = f"still {state.value} after {seconds:g} s; given up"
+        self._effects.later(
+            seconds,
+            Message(replica, replica.generation, Event.DIED, detail, while_in=state),
+        )
+
+    def _log(self, replica: Replica, old: State, event: Event, detail: str) -> None:
+        level = logging.WARNING if event is Event.DIED else logging.INFO
+        log.log(
+            level,
+            "replica=%s from=%s to=%s event=%s%s",
+            replica.id,
+            old.value,
+            replica.state.value,
+            event.value,
+            f" detail={detail!r}" if detail else "",
+        )

@@ -1,0 +1,278 @@
+"""The supervisor's effects on the world: processes, timers, heartbeats. Decides nothing.
+
+Every outcome goes back to the supervisor as a message that names the generation it belongs to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from hxd import wire
+from hxd.daemon.supervise.lifecycle import Event, State
+from hxd.daemon.supervise.process import Program, WorkerProcess, describe_exit
+from hxd.daemon.supervise.replica import Replica
+from hxd.daemon.supervise.supervisor import HELLO_SECONDS, Message
+
+log = logging.getLogger("hxd.supervise")
+
+HEARTBEAT = 1.0
+HEARTBEAT_DEADLINE = 10.0
+UNLOAD_GRACE = 3.0
+TERM_GRACE = 2.0
+# An exit says more than the end of the link that comes just before it.
+EXIT_WAIT = 2.0
+
+Post = Callable[[Message], None]
+Prepare = Callable[[Replica], Awaitable[Path | None]]
+WARM_ID = 0
+
+
+class Workers:
+    """`prepare` gives the file that a replica loads, and makes it first where it has to be made."""
+
+    def __init__(self, post: Post, prepare: Prepare) -> None:
+        self._post = post
+        self._prepare = prepare
+        self._files: dict[str, Path | None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lives: dict[str, asyncio.Task[None]] = {}
+
+    def spawn(self, replica: Replica) -> None:
+        self._run(self._spawn(replica, replica.generation), f"spawn-{replica.id}")
+
+    async def _spawn(self, replica: Replica, generation: int) -> None:
+        def died(why: str) -> None:
+            self._post(Message(replica, generation, Event.DIED, why))
+
+        previous = self._lives.get(replica.id)
+        if previous is not None:
+            await previous
+        try:
+            self._files[replica.id] = await self._prepare(replica)
+            plugin = replica.source.plugin
+            program = Program(
+                plugin.manifest.name,
+                plugin.folder,
+                plugin.digest,
+                replica.source.settings.memory_limit,
+            )
+            voice = _Voice(replica, generation, self._post)
+            worker = await WorkerProcess.spawn(program, voice)
+        except OSError as error:
+            died(f"can't start a worker: {error}")
+            return
+        except PrepareError as error:
+            died(str(error))
+            return
+        if replica.generation != generation:
+            worker.kill()
+        replica.worker = worker
+        voice.worker = worker
+        self._lives[replica.id] = self._run(self._live(worker, voice), f"life-{replica.id}")
+        self.later(
+            HELLO_SECONDS,
+            Message(
+                replica,
+                generation,
+                Event.DIED,
+                f"no word from the worker {HELLO_SECONDS:g} s after its start",
+                while_in=State.STARTING,
+            ),
+        )
+
+    async def _live(self, worker: WorkerProcess, voice: _Voice) -> None:
+        """Until the process is gone; then nothing of its group is left either."""
+        code = await worker.wait()
+        worker.kill_group()
+        voice.exited(code)
+
+    def load(self, replica: Replica) -> None:
+        source, settings = replica.source, replica.source.settings
+        file = self._files[replica.id]
+        self._send(
+            replica,
+            wire.Load(
+                model=source.name,
+                path=None if file is None else str(file),
+                context=settings.context,
+                slots=settings.slots,
+                threads=settings.threads,
+                options=settings.options,
+            ),
+        )
+
+    def warm(self, replica: Replica) -> None:
+        generation = replica.generation
+
+        def answered(answer: wire.Delta | wire.Done | wire.Failed) -> None:
+            if isinstance(answer, wire.Done):
+                self._post(Message(replica, generation, Event.WARMED))
+            elif isinstance(answer, wire.Failed):
+                why = f"the first token failed: {answer.message}"
+                self._post(Message(replica, generation, Event.DIED, why))
+
+        if replica.worker is not None:
+            replica.worker.link.generate(
+                wire.Generate(
+                    id=WARM_ID,
+                    seed=0,
+                    text="Hello",
+                    sampling=wire.Sampling(temperature=0.0, ignore_eos=True),
+                    max_tokens=1,
+                ),
+                answered,
+            )
+
+    def watch(self, replica: Replica) -> None:
+        if replica.worker is not None:
+            self._run(
+                self._watch(replica, replica.generation, replica.worker), f"watch-{replica.id}"
+            )
+
+    async def _watch(self, replica: Replica, generation: int, worker: WorkerProcess) -> None:
+        """Heartbeat, and progress of running sequences: a heartbeat thread proves nothing about a
+        decode that hangs."""
+        loop = asyncio.get_running_loop()
+        stall = replica.source.settings.stall_time
+        steps, moved = -1, loop.time()
+        while not worker.link.closed:
+            await asyncio.sleep(min(HEARTBEAT, stall / 4))
+            try:
+                pong = await asyncio.wait_for(worker.link.ping(), HEARTBEAT_DEADLINE)
+            except TimeoutError:
+                why = f"no heartbeat for {HEARTBEAT_DEADLINE:g} s"
+                self._post(Message(replica, generation, Event.DIED, why))
+                return
+            except ConnectionError:
+                return
+            if pong.steps != steps or pong.running == 0:
+                steps, moved = pong.steps, loop.time()
+            elif loop.time() - moved > stall:
+                why = f"hangs: no decode step for {stall:g} s with {pong.running} running"
+                self._post(Message(replica, generation, Event.DIED, why))
+                return
+
+    def drain(self, replica: Replica) -> None:
+        self._run(self._drain(replica, replica.generation), f"drain-{replica.id}")
+
+    async def _drain(self, replica: Replica, generation: int) -> None:
+        worker = replica.worker
+        while worker is not None and worker.link.calls:
+            await asyncio.sleep(0.02)
+        self._post(Message(replica, generation, Event.EMPTY))
+
+    def end(self, replica: Replica, *, gently: bool) -> None:
+        worker = replica.worker
+        if worker is None:
+            return
+        if gently:
+            self._run(self._end_gently(worker), f"end-{replica.id}")
+        else:
+            worker.kill()
+
+    async def _end_gently(self, worker: WorkerProcess) -> None:
+        worker.link.send(wire.Unload())
+        for wait, then in ((UNLOAD_GRACE, worker.terminate), (TERM_GRACE, worker.kill)):
+            try:
+                await asyncio.wait_for(worker.wait(), wait)
+                return
+            except TimeoutError:
+                then()
+
+    def later(self, seconds: float, message: Message) -> None:
+        asyncio.get_running_loop().call_later(seconds, self._post, message)
+
+    def _send(self, replica: Replica, frame: wire.Frame) -> None:
+        if replica.worker is not None:
+            replica.worker.link.send(frame)
+
+    def _run(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task=%s failed", task.get_name(), exc_info=error)
+
+    async def gone(self) -> None:
+        """Wait until every process has been reaped."""
+        while lives := [task for task in self._lives.values() if not task.done()]:
+            await asyncio.wait(lives)
+
+    def kill_all(self, replicas: list[Replica]) -> None:
+        for replica in replicas:
+            if replica.worker is not None:
+                replica.worker.kill()
+
+    async def aclose(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class PrepareError(Exception):
+    """The file that a replica should load can't be made."""
+
+
+class _Voice:
+    """Turns what one worker says, and how it ends, into messages."""
+
+    def __init__(self, replica: Replica, generation: int, post: Post) -> None:
+        self._replica = replica
+        self._generation = generation
+        self._post = post
+        self._said: str | None = None
+        self._closed: str | None = None
+        self.worker: WorkerProcess | None = None
+
+    def received(self, frame: wire.Hello | wire.Loaded | wire.Failed | wire.Progress) -> None:
+        match frame:
+            case wire.Hello() if frame.protocol != wire.PROTOCOL:
+                self._died(f"speaks protocol {frame.protocol}, not {wire.PROTOCOL}")
+            case wire.Hello():
+                self._tell(Event.HELLO)
+            case wire.Loaded():
+                self._post(
+                    Message(self._replica, self._generation, Event.LOADED, loaded=frame)
+                )
+            case wire.Failed():
+                self._said = frame.message
+            case wire.Progress():
+                self._replica.note = f"{frame.note} {frame.share:.0%}".strip()
+
+    def lost(self, reason: str, *, at_fault: bool) -> None:
+        if at_fault:
+            self._said = reason
+            if self.worker is not None:
+                self.worker.kill()
+        self._closed = reason
+        asyncio.get_running_loop().call_later(EXIT_WAIT, self._given_up)
+
+    def _given_up(self) -> None:
+        """The link ended, but the process did not."""
+        if self.worker is not None:
+            self.worker.kill()
+        self._died(self._said or self._closed or "the link ended")
+
+    def exited(self, code: int) -> None:
+        worker = self.worker
+        why = f"the worker {describe_exit(code)}"
+        if self._said:
+            why = self._said
+        elif worker is not None and worker.tail:
+            why += f"; its last words: {worker.tail[-1]}"
+        self._died(why)
+
+    def _died(self, why: str) -> None:
+        self._tell(Event.DIED, why)
+
+    def _tell(self, event: Event, detail: str = "") -> None:
+        self._post(Message(self._replica, self._generation, event, detail))
+

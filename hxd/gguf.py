@@ -1,0 +1,222 @@
+"""What kind of model file this is, from its header alone; every number in it may be hostile.
+
+Reads GGUF (ggml's `gguf.md` is the source of the layout) far enough to know that all tensors lie
+inside the file, and keeps scalar metadata. Never reads tensor data, and never allocates by a
+number found in the file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MAX_TENSORS = 1 << 17
+MAX_METADATA = 1 << 14
+MAX_ARRAY = 1 << 22
+MAX_KEY = 1 << 10
+MAX_STRING = 1 << 22
+
+_SCALARS = {
+    0: struct.Struct("<B"),
+    1: struct.Struct("<b"),
+    2: struct.Struct("<H"),
+    3: struct.Struct("<h"),
+    4: struct.Struct("<I"),
+    5: struct.Struct("<i"),
+    6: struct.Struct("<f"),
+    7: struct.Struct("<?"),
+    10: struct.Struct("<Q"),
+    11: struct.Struct("<q"),
+    12: struct.Struct("<d"),
+}
+_STRING = 8
+_ARRAY = 9
+_U32 = _SCALARS[4]
+_U64 = _SCALARS[10]
+
+# (elements per block, bytes per block) by ggml type id; from ggml.h's type traits.
+_BLOCKS: dict[int, tuple[int, int]] = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
+    9: (32, 36), 10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),
+    15: (256, 292), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18),
+    21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8),
+    28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
+}  # fmt: skip
+
+_OLD_MAGICS = {b"lmgg": "GGML", b"fmgg": "GGMF", b"tjgg": "GGJT", b"algg": "GGLA"}
+_OTHER = (
+    (b"PK\x03\x04", "a zip archive (a PyTorch checkpoint, perhaps)"),
+    (b"\x80\x02", "a Python pickle"),
+    (b"\x80\x03", "a Python pickle"),
+    (b"\x80\x04", "a Python pickle"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"\x7fELF", "a program"),
+    (b"<!DO", "a web page (a failed download, perhaps)"),
+    (b"<htm", "a web page (a failed download, perhaps)"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file it stands for"),
+)
+
+
+class ModelFileError(Exception):
+    """The file can't be served; the message says what was found in it."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """`size` is the file's in bytes; `metadata` holds scalars and strings, and arrays' lengths."""
+
+    version: int
+    tensors: int
+    size: int
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metadata.get("general.architecture", "unknown"))
+
+
+def detect(path: Path) -> str:
+    """`gguf` or `ggml` by the magic; raises `ModelFileError` naming what was found otherwise."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise ModelFileError(_reason(path, error)) from None
+    if not start:
+        raise ModelFileError("the file is empty")
+    if start[:4] == b"GGUF":
+        return "gguf"
+    if start[:4] in _OLD_MAGICS:
+        return "ggml"
+    for magic, what in _OTHER:
+        if start.startswith(magic):
+            raise ModelFileError(f"not a model file: it is {what}")
+    if start[8:10] == b'{"':
+        raise ModelFileError("safetensors is not served; convert it to GGUF")
+    raise ModelFileError(f"not a model file: it starts with {start[:8].hex(' ')}, not with 'GGUF'")
+
+
+def _reason(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"no such file: {path}"
+    if isinstance(error, IsADirectoryError):
+        return f"{path} is a folder, not a file"
+    return f"can't read {path}: {error.strerror}"
+
+
+class _Cursor:
+    """Reads forward and never past the end. Plain reads, not a mapping: a file that is cut while
+    it is mapped would kill the process with SIGBUS."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self.file = file
+        self.size = os.fstat(file.fileno()).st_size
+        self.at = 0
+
+    def take(self, form: struct.Struct) -> Any:
+        (value,) = form.unpack(self.read(form.size))
+        return value
+
+    def read(self, count: int) -> bytes:
+        if count > self.size - self.at:
+            raise ModelFileError("truncated: the file is cut off inside its header")
+        data = self.file.read(count)
+        if len(data) < count:
+            raise ModelFileError("the file shrank while it was read")
+        self.at += count
+        return data
+
+    def skip(self, count: int) -> None:
+        if count > self.size - self.at:
+            raise ModelFileError("truncated: the file is cut off inside its header")
+        self.at += count
+        self.file.seek(count, io.SEEK_CUR)
+
+    def text(self, limit: int) -> str:
+        length = self.take(_U64)
+        if length > limit:
+            raise ModelFileError(f"a string of {length} bytes in the header; the limit is {limit}")
+        return self.read(length).decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Any:
+        if kind in _SCALARS:
+            return self.take(_SCALARS[kind])
+        if kind == _STRING:
+            return self.text(MAX_STRING)
+        if kind != _ARRAY:
+            raise ModelFileError(f"unknown metadata type {kind} in the header")
+        element, count = self.take(_U32), self.take(_U64)
+        if count > MAX_ARRAY:
+            raise ModelFileError(f"an array of {count} in the header; the limit is {MAX_ARRAY}")
+        if element in _SCALARS:
+            self.skip(count * _SCALARS[element].size)
+        elif element == _STRING:
+            for _ in range(count):
+                self.skip(self.take(_U64))
+        else:
+            raise ModelFileError(f"an array of unknown type {element} in the header")
+        return range(count)
+
+
+def read_header(path: Path) -> Header:
+    """Header of a GGUF file; raises `ModelFileError` unless every tensor lies inside the file."""
+    if detect(path) != "gguf":
+        raise ModelFileError("an older GGML file, not GGUF")
+    with path.open("rb") as file:
+        cursor = _Cursor(file)
+        cursor.skip(4)
+        version = cursor.take(_U32)
+        if version not in (2, 3):
+            raise ModelFileError(f"GGUF version {version} is not known; 2 and 3 are")
+        tensors, pairs = cursor.take(_U64), cursor.take(_U64)
+        if tensors > MAX_TENSORS or pairs > MAX_METADATA:
+            raise ModelFileError(f"the header announces {tensors} tensors and {pairs} keys")
+        metadata: dict[str, Any] = {}
+        for _ in range(pairs):
+            key = cursor.text(MAX_KEY)
+            if key in metadata:
+                raise ModelFileError(f"the key {key!r} stands twice in the header")
+            metadata[key] = cursor.value(cursor.take(_U32))
+        ends = [_tensor_end(cursor) for _ in range(tensors)]
+        alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
+            raise ModelFileError(f"an alignment of {alignment}; a power of two from 8 on is needed")
+        start = -(-cursor.at // alignment) * alignment
+        size = cursor.size
+        for name, offset, length in ends:
+            if offset % alignment:
+                raise ModelFileError(f"the tensor {name!r} is not aligned to {alignment} bytes")
+            if start + offset + length > size:
+                missing = start + offset + length - size
+                raise ModelFileError(
+                    f"truncated: the tensor {name!r} ends {missing} bytes past the end of the file"
+                )
+    if not tensors:
+        raise ModelFileError("no tensors in the file")
+    return Header(version=version, tensors=tensors, size=size, metadata=metadata)
+
+
+def _tensor_end(cursor: _Cursor) -> tuple[str, int, int]:
+    """Name, offset and length in bytes of the next tensor."""
+    name = cursor.text(MAX_KEY)
+    dimensions = cursor.take(_U32)
+    if not 1 <= dimensions <= 4:
+        raise ModelFileError(f"the tensor {name!r} has {dimensions} dimensions")
+    shape = [cursor.take(_U64) for _ in range(dimensions)]
+    kind, offset = cursor.take(_U32), cursor.take(_U64)
+    elements = 1
+    for extent in shape:
+        if extent == 0:
+            raise ModelFileError(f"the tensor {name!r} has a dimension of zero")
+        elements *= extent
+    if kind not in _BLOCKS:
+        # A type newer than this table: the loader judges it, inside the worker.
+        return name, offset, 0
+    per_block, block_bytes = _BLOCKS[kind]
+    if shape[0] % per_block:
+        raise ModelFileError(f"the tensor {name!r} has rows of {shape[0]}, not whole blocks")
+    return name, offset, elements // per_block * block_bytes

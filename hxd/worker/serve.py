@@ -1,0 +1,201 @@
+"""The worker's two working threads around one backend.
+
+The prepare thread turns requests into sequences; the engine thread steps the backend and is the
+only one that changes the set of running sequences. The reader (in `main`) hands both their work.
+Each decode step sends one frame for all the sequences that it advanced.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from collections.abc import Callable
+
+from hxd import hookspecs, wire
+from hxd.errors import Fault
+from hxd.worker.channel import Channel
+from hxd.worker.prepare import Prepared, Preparer, Refused
+
+
+class Engine:
+    """Serves one loaded backend. `die` ends the process; it does not return."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        backend: hookspecs.Backend,
+        info: hookspecs.ModelInfo,
+        slots: int,
+        die: Callable[[str], None],
+    ) -> None:
+        self._channel = channel
+        self._backend = backend
+        self._slots = slots
+        self._die = die
+        self._preparer = Preparer(backend, info)
+        self._to_prepare: queue.SimpleQueue[wire.Generate] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Prepared | None] = queue.SimpleQueue()
+        self._waiting: deque[Prepared] = deque()
+        self._running: dict[int, Prepared] = {}
+        # `_live` gains ids in the reader and loses them where the last frame of an id is sent, so
+        # that a late cancel finds nothing and leaves nothing behind.
+        self._live: set[int] = set()
+        self._cancelled: set[int] = set()
+        self._closing = False
+        self.steps = 0
+
+    def submit(self, request: wire.Generate) -> None:
+        self._live.add(request.id)
+        self._to_prepare.put(request)
+
+    def cancel(self, id: int) -> None:
+        if id in self._live:
+            self._cancelled.add(id)
+            self._inbox.put(None)
+
+    def close(self) -> None:
+        self._closing = True
+        self._inbox.put(None)
+
+    def pong(self, n: int) -> wire.Pong:
+        return wire.Pong(n, self.steps, len(self._running), len(self._live) - len(self._running))
+
+    def prepare_forever(self) -> None:
+        while True:
+            request = self._to_prepare.get()
+            if request.id in self._cancelled:
+                self._finish(request.id, "cancelled", 0, 0)
+                continue
+            try:
+                self._inbox.put(self._preparer.prepare(request))
+            except Refused as error:
+                self._fail(request.id, Fault.CALLER, error.message, error.code, error.param)
+            except hookspecs.RequestRefused as error:
+                self._fail(request.id, Fault.CALLER, str(error))
+            except Exception as error:  # the boundary to a plugin's code: one request fails
+                self._fail(request.id, Fault.BACKEND, f"{type(error).__name__}: {error}")
+
+    def run(self) -> None:
+        """Step until told to close; the engine thread's whole life."""
+        while not self._closing:
+            self._take(block=not self._running and not self._waiting)
+            self._drop_cancelled()
+            while self._waiting and len(self._running) < self._slots:
+                self._start(self._waiting.popleft())
+            if not self._running:
+                continue
+            try:
+                advances = self._backend.step()
+            except Exception as error:  # the boundary to a plugin's code: the worker is replaced
+                reason = f"the backend failed in a decode step: {type(error).__name__}: {error}"
+                for id in list(self._running):
+                    self._fail(id, Fault.BACKEND, reason)
+                self._die(reason)
+                return
+            self.steps += 1
+            self._send(advances)
+        self._backend.close()
+
+    def _take(self, *, block: bool) -> None:
+        try:
+            while True:
+                prepared = self._inbox.get(block)
+                block = False
+                if prepared is not None:
+                    self._waiting.append(prepared)
+        except queue.Empty:
+            pass
+
+    def _drop_cancelled(self) -> None:
+        if not self._cancelled:
+            return
+        for prepared in [p for p in self._waiting if p.sequence.id in self._cancelled]:
+            self._waiting.remove(prepared)
+            self._finish(prepared.sequence.id, "cancelled", 0, 0)
+        for id in [id for id in self._running if id in self._cancelled]:
+            self._end(self._running[id], "cancelled")
+
+    def _start(self, prepared: Prepared) -> None:
+        sequence = prepared.sequence
+        if prepared.assembler.stopped or prepared.generated >= prepared.limit:
+            finish = "stop" if prepared.assembler.stopped else "length"
+            self._finish(sequence.id, finish, len(sequence.prompt), prepared.generated)
+            return
+        try:
+            self._backend.add(sequence)
+        except hookspecs.RequestRefused as error:
+            self._fail(sequence.id, Fault.CALLER, str(error))
+        except Exception as error:  # the boundary to a plugin's code: one request fails
+            self._fail(sequence.id, Fault.BACKEND, f"{type(error).__name__}: {error}")
+        else:
+            self._running[sequence.id] = prepared
+
+    def _send(self, advances: list[hookspecs.Advance]) -> None:
+        deltas: list[wire.Delta] = []
+        ended: list[tuple[Prepared, str]] = []
+        for advance in advances:
+            prepared = self._running.get(advance.id)
+            if prepared is None or not advance.tokens:
+                continue
+            delta, finish = self._assemble(prepared, advance)
+            deltas.append(delta)
+            if finish:
+                ended.append((prepared, finish))
+        if deltas:
+            self._channel.send(wire.Step(deltas))
+        for prepared, finish in ended:
+            self._end(prepared, finish)
+
+    def _assemble(
+        self, prepared: Prepared, advance: hookspecs.Advance
+    ) -> tuple[wire.Delta, str | None]:
+        """The delta to send and the finish reason, if this was the end. Tokens that come after a
+        stop string or the limit in the same step are dropped."""
+        assembler = prepared.assembler
+        text = ""
+        used = 0
+        finish = None
+        for token in advance.tokens:
+            used += 1
+            prepared.generated += 1
+            if advance.ended and used == len(advance.tokens):
+                finish = "stop"
+                break
+            text += assembler.feed(self._backend.token_bytes(token))
+            if assembler.stopped:
+                finish = "stop"
+                break
+            if prepared.generated >= prepared.limit:
+                finish = "length"
+                break
+        if finish and not assembler.stopped:
+            text += assembler.finish()
+            if assembler.stopped:
+                finish = "stop"
+        return wire.Delta(advance.id, advance.tokens[:used], text), finish
+
+    def _end(self, prepared: Prepared, finish: str) -> None:
+        sequence = prepared.sequence
+        del self._running[sequence.id]
+        self._backend.remove(sequence.id)
+        self._finish(sequence.id, finish, len(sequence.prompt), prepared.generated)
+
+    def _finish(self, id: int, finish: str, prompt: int, completion: int) -> None:
+        self._forget(id)
+        self._channel.send(wire.Done(id, finish, prompt, completion))
+
+    def _fail(
+        self,
+        id: int,
+        fault: Fault,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+    ) -> None:
+        self._forget(id)
+        self._channel.failed(id, fault, message, code=code, param=param)
+
+    def _forget(self, id: int) -> None:
+        self._live.discard(id)
+        self._cancelled.discard(id)
+

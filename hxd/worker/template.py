@@ -1,0 +1,100 @@
+"""Chat templates: from messages to one prompt, in a sandbox.
+
+A template comes from a model file and may be hostile. Protects: Python's internals and the file
+system (Jinja's immutable sandbox), memory (output is bounded), time (checked whenever the template
+gives output). Does not protect against a loop that computes for long without any output; the
+supervisor's stall detection ends a worker that hangs there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from hxd.hookspecs import RequestRefused
+from hxd.wire import Message
+
+MAX_SECONDS = 2.0
+MAX_OUTPUT = 32 << 20
+
+# Used where a model brings no template: names of the roles in plain words.
+PLAIN = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def _raise(message: str) -> None:
+    """`raise_exception` of the Hugging Face templates: the conversation is at fault."""
+    raise RequestRefused(str(message))
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+
+class ChatTemplate:
+    """One model's template. `special_texts`: spellings of its control tokens."""
+
+    def __init__(self, source: str | None, *, bos: str, eos: str, special_texts: Sequence[str]):
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols"],
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        self._template = environment.from_string(source or PLAIN)
+        self._bos, self._eos = bos, eos
+        self._special = sorted((text for text in special_texts if len(text) > 1), key=len)
+        # Cuts a control token's spelling inside a message in two. Unguessable, so that no message
+        # can contain it and no cut can be removed.
+        self._cut = f"\ue000{secrets.token_hex(8)}\ue000"
+
+    def render(self, messages: Sequence[Message]) -> list[str]:
+        """The prompt in pieces that must be tokenized one by one and joined.
+
+        Nearly always one piece; where a message spells out a control token, the spelling is cut
+        so that it stays plain text. Raises `RequestRefused` when the template refuses the
+        conversation.
+        """
+        plain = [self._plain(message) for message in messages]
+        deadline = time.monotonic() + MAX_SECONDS
+        parts: list[str] = []
+        size = 0
+        try:
+            for part in self._template.generate(
+                messages=plain,
+                add_generation_prompt=True,
+                bos_token=self._bos,
+                eos_token=self._eos,
+                tools=None,
+            ):
+                parts.append(part)
+                size += len(part)
+                if size > MAX_OUTPUT or time.monotonic() > deadline:
+                    raise RequestRefused("the chat template takes too long for this conversation")
+        except (SecurityError, TemplateError, OverflowError, TypeError, ValueError) as error:
+            raise RequestRefused(
+                f"the model's chat template does not take this conversation: {error}"
+            ) from None
+        return "".join(parts).split(self._cut)
+
+    def _plain(self, message: Message) -> dict[str, Any]:
+        content = message.content
+        for text in self._special:
+            if text in content:
+                content = content.replace(text, f"{text[:1]}{self._cut}{text[1:]}")
+        rendered = {"role": message.role, "content": content}
+        if message.name is not None:
+            rendered["name"] = message.name
+        return rendered

@@ -1,0 +1,51 @@
+"""llama.cpp's process-wide side: start it once, keep its log, load a model file."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections import deque
+from pathlib import Path
+
+import llama_cpp
+
+_WARN, _ERROR, _CONTINUE = 3, 4, 5
+_said: deque[str] = deque(maxlen=20)
+_level = 0
+
+
+@llama_cpp.llama_log_callback
+def _log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
+    global _level
+    _level = _level if level == _CONTINUE else level
+    if _level in (_WARN, _ERROR):
+        line = text.decode("utf-8", "replace")
+        sys.stderr.write(line)
+        if line.strip():
+            _said.append(line.strip())
+
+
+def start() -> None:
+    llama_cpp.llama_log_set(_log, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+
+
+def last_words() -> str:
+    """The latest warnings and errors of the library, for an error message."""
+    return "; ".join(list(_said)[-3:]) or "it gave no reason"
+
+
+def load_model(path: Path, *, gpu_layers: int) -> int:
+    """A `llama_model` pointer; raises `RuntimeError` with the library's own words."""
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.n_gpu_layers = gpu_layers
+    model = llama_cpp.llama_model_load_from_file(bytes(path), parameters)
+    if not model:
+        raise RuntimeError(f"llama.cpp can't load {path.name}: {last_words()}")
+    return model
+
+
+def metadata(model: int, key: str) -> str | None:
+    buffer = ctypes.create_string_buffer(256)
+    length = llama_cpp.llama_model_meta_val_str(model, key.encode(), buffer, len(buffer))
+    return None if length < 0 else buffer.value.decode("utf-8", "replace")
