@@ -1,0 +1,147 @@
+"""Train the demo model on the CPU: Muon for hidden matrices, AdamW for the rest, WSD schedule."""
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from data import IM_END, batches, encode, prompt_ids
+from heldout import heldout
+from model import Config, Model
+from torch import Tensor
+
+
+class Muon:
+    """Momentum with orthogonalised updates; equal shapes are batched into one iteration."""
+
+    def __init__(self, params: list[Tensor], lr: float, decay: float = 0.01) -> None:
+        self.lr, self.decay, self.scale = lr, decay, 1.0
+        shapes = sorted({tuple(p.shape) for p in params})
+        self.groups = [[p for p in params if tuple(p.shape) == shape] for shape in shapes]
+        self.state = [torch.zeros(len(g), *g[0].shape) for g in self.groups]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Apply one update from the gradients."""
+        for group, momentum in zip(self.groups, self.state, strict=True):
+            grad = torch.stack([p.grad for p in group])
+            momentum.lerp_(grad, 0.05)
+            x = grad.lerp(momentum, 0.95)
+            tall = x.shape[1] > x.shape[2]
+            x = x.mT if tall else x
+            x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+            for _ in range(5):
+                gram = x @ x.mT
+                x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+            x = x.mT if tall else x
+            rate = self.lr * self.scale
+            size = rate * max(1.0, x.shape[1] / x.shape[2]) ** 0.5
+            for param, update in zip(group, x, strict=True):
+                param.mul_(1 - rate * self.decay).add_(update, alpha=-size)
+
+
+def evaluate(model: Model, n: int, seed: int) -> dict[str, float]:
+    """Return exact match per task: greedy decoding is right iff every answer token is the argmax."""
+    scores = {}
+    for task, rows in heldout(n, seed).items():
+        encoded = [(prompt_ids([("user", q)]), [*encode(a), IM_END]) for q, a in rows]
+        size = max(len(p) + len(a) for p, a in encoded)
+        ids = torch.zeros(len(rows), size, dtype=torch.long)
+        for row, (prompt, answer) in zip(ids, encoded, strict=True):
+            row[: len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        with torch.no_grad():
+            best = torch.cat([model(part).argmax(-1) for part in ids.split(64)])
+        hits = [
+            best[i, len(p) - 1 : len(p) + len(a) - 1].tolist() == a for i, (p, a) in enumerate(encoded)
+        ]
+        scores[task] = sum(hits) / len(hits)
+    return scores
+
+
+def schedule(step: int, steps: int, warmup: int, decay: float) -> float:
+    """Return the learning-rate factor: linear warm-up, flat, linear to zero."""
+    return min(1.0, (step + 1) / warmup, (steps - step) / (decay * steps))
+
+
+def stream(args: argparse.Namespace) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield batches: drills, then one short conversation a row, then full rows, some very long."""
+    drills = batches(args.seed, args.tokens // 128, 64, drills=0.8)
+    single = batches(args.seed, args.tokens // 72, 72, drills=0.15)
+    main = batches(args.seed, args.tokens // 512, 512, drills=0.0)
+    full = batches(args.seed, args.tokens // 2048, 2048, drills=0.0)
+    for step in range(args.steps):
+        if step < args.drills:
+            yield next(drills)
+        elif step < args.single:
+            yield next(single)
+        else:
+            yield next(full if step > 0.85 * args.steps and step % 3 == 0 else main)
+
+
+def main() -> None:
+    """Train, log and save checkpoints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--adam-lr", type=float, default=0.003)
+    parser.add_argument("--drills", type=int, default=400, help="end of the first phase")
+    parser.add_argument("--single", type=int, default=1200, help="end of the second phase")
+    parser.add_argument("--decay", type=float, default=0.35)
+    parser.add_argument("--every", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--resume", type=Path, help="last.pt of a run to go on with")
+    parser.add_argument("--compile", action="store_true")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(2)
+    model = Model(Config())
+    hidden = [p for n, p in model.named_parameters() if n.startswith("blk") and p.ndim == 2]
+    rest = [p for n, p in model.named_parameters() if not (n.startswith("blk") and p.ndim == 2)]
+    muon = Muon(hidden, args.lr)
+    adam = torch.optim.AdamW(rest, lr=args.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    first = 0
+    if args.resume:
+        saved = torch.load(args.resume)
+        first, muon.state = saved["step"], saved["muon"]
+        model.load_state_dict(saved["model"])
+        adam.load_state_dict(saved["adam"])
+    forward = torch.compile(model.hidden, dynamic=False) if args.compile else model.hidden
+    began, recent = time.time(), []
+    for step, (ids, targets, weight) in enumerate(stream(args)):
+        if step < first:
+            continue
+        factor = schedule(step, args.steps, 50, args.decay)
+        muon.scale = factor
+        adam.param_groups[0]["lr"] = args.adam_lr * factor
+        used = torch.from_numpy(weight).flatten() > 0
+        out = model.output(forward(torch.from_numpy(ids)).flatten(0, 1)[used])
+        loss = F.cross_entropy(out, torch.from_numpy(targets).flatten()[used], reduction="none")
+        scale = torch.from_numpy(weight).flatten()[used]
+        total = (loss * scale).sum() / scale.sum()
+        total.backward()
+        muon.step()
+        adam.step()
+        model.zero_grad(set_to_none=True)
+        recent.append(total.item())
+        if (step + 1) % 20 == 0:
+            print(f"step {step + 1} loss {np.mean(recent):.4f} time {time.time() - began:.0f}", flush=True)
+            recent = []
+        if (step + 1) % args.every == 0 or step + 1 == args.steps:
+            weights = model.state_dict()
+            torch.save(weights, args.out / f"step{step + 1:05d}.pt")
+            state = {"step": step + 1, "model": weights, "muon": muon.state, "adam": adam.state_dict()}
+            torch.save(state, args.out / "last.pt")
+            scores = evaluate(model, 40, seed=1)
+            text = " ".join(f"{k}={v:.2f}" for k, v in scores.items())
+            mean = sum(scores.values()) / len(scores)
+            print(f"eval {step + 1} mean {mean:.3f} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
