@@ -77,7 +77,7 @@ class CallerError(HxdError):
     fault = Fault.CALLER
     status = 400
     type = "invalid_request_error"
-    code = None
+    code: str | None = None
 
 
 class ModelNotFound(CallerError):

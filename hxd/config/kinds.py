@@ -112,7 +112,9 @@ def seconds(low: float, high: float) -> Kind:
         if type(value) is str:
             match = _DURATION.match(value)
             if not match:
-                raise ValueError(f'{value!r} is not a duration; write seconds or "30s", "10m", "1h"')
+                raise ValueError(
+                    f'{value!r} is not a duration; write seconds or "30s", "10m", "1h"'
+                )
             value = float(match[1]) * _SECONDS[match[2]]
         result = number(value)
         if not low <= result <= high:

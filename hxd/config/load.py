@@ -151,7 +151,9 @@ def _models(raw: Any, findings: _Findings) -> dict[str, ModelSettings]:
             continue
         model: ModelSettings = _section(ModelSettings, table, key, findings)
         if model.source is None and model.plugin == "auto":
-            findings.add(key, 'no source; write source = "builtin:demo" or the path of a model file')
+            findings.add(
+                key, 'no source; write source = "builtin:demo" or the path of a model file'
+            )
         models[name] = model
     return models
 

@@ -26,10 +26,15 @@ class Listen:
     """Where clients connect."""
 
     http: Address = _setting(
-        Address("127.0.0.1", 8420), kinds.address, "Address and port of the HTTP API; port 0 picks one."
+        Address("127.0.0.1", 8420),
+        kinds.address,
+        "Address and port of the HTTP API; port 0 picks one.",
     )
-    connections_per_address: int = _setting(
-        64, kinds.integer(1, 1 << 20), "Open connections from one IPv4 address or one IPv6 /64."
+    names: tuple[str, ...] = _setting(
+        (),
+        kinds.texts,
+        "Host names by which clients call this box, besides addresses and `localhost`. Others are "
+        "refused, since a web page could have made them up (DNS rebinding).",
     )
 
 
@@ -97,9 +102,14 @@ class Paths:
 class Limits:
     """Bounds on what one client can ask of the daemon."""
 
-    body: int = _setting(4 << 20, kinds.size(1 << 10, 16 << 20), "Largest request body.", show="4MiB")
+    body: int = _setting(
+        4 << 20, kinds.size(1 << 10, 16 << 20), "Largest request body.", show="4MiB"
+    )
     body_time: float = _setting(
-        15.0, kinds.seconds(0.1, 3600), "Time in which a request body must have arrived.", show="15s"
+        15.0,
+        kinds.seconds(0.1, 3600),
+        "Time in which a request body must have arrived.",
+        show="15s",
     )
     keepalive: float = _setting(
         75.0, kinds.seconds(1, 3600), "How long an idle connection stays open.", show="75s"
@@ -125,7 +135,7 @@ class Memory:
     budget: int | None = _setting(
         None,
         kinds.budget,
-        'Largest sum of the models\' estimates: a size, or "auto" for the cgroup\'s limit, else '
+        "Largest sum of the models' estimates: a size, or \"auto\" for the cgroup's limit, else "
         "85 % of the RAM.",
         show="auto",
     )

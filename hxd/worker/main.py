@@ -19,6 +19,7 @@ import pluggy
 
 from hxd import hookspecs, wire
 from hxd.errors import Fault
+from hxd.pluginfile import PluginError
 from hxd.worker import load
 from hxd.worker.channel import Channel
 from hxd.worker.confine import confine
@@ -64,7 +65,7 @@ class Worker:
             for frame in self._channel.frames():
                 self._receive(frame)
         except (wire.WireError, OSError) as error:
-            print(f"worker: the link to the daemon broke: {error}", file=sys.stderr)
+            sys.stderr.write(f"worker: the link to the daemon broke: {error}\n")
             leave(EXIT_FAILED)
         leave(0)
 
@@ -72,9 +73,7 @@ class Worker:
         engine = self._engine
         match frame:
             case wire.Ping():
-                self._channel.send(
-                    engine.pong(frame.n) if engine else wire.Pong(frame.n, 0, 0, 0)
-                )
+                self._channel.send(engine.pong(frame.n) if engine else wire.Pong(frame.n, 0, 0, 0))
             case wire.Load() | wire.Quantize() if self._order is None:
                 self._order = frame
                 self._ordered.set()
@@ -116,7 +115,7 @@ class Worker:
     def _fail(self, error: BaseException) -> NoReturn:
         traceback.print_exc()
         said = str(error) or "no message"
-        named = said if isinstance(error, load.PluginError) else f"{type(error).__name__}: {said}"
+        named = said if isinstance(error, PluginError) else f"{type(error).__name__}: {said}"
         self._channel.failed(None, Fault.BACKEND, named)
         leave(EXIT_FAILED)
 
@@ -124,10 +123,10 @@ class Worker:
         self, manager: pluggy.PluginManager, description: hookspecs.Description, order: wire.Load
     ) -> None:
         if order.path is None and "none" not in description.formats:
-            raise load.PluginError("this plugin needs a model file; set source")
+            raise PluginError("this plugin needs a model file; set source")
         backend: hookspecs.Backend | None = manager.hook.hxd_backend(options=order.options)
         if backend is None:
-            raise load.PluginError("hxd_backend gave None, not a backend")
+            raise PluginError("hxd_backend gave None, not a backend")
         info = backend.load(
             hookspecs.LoadRequest(
                 model=order.model,
@@ -139,7 +138,7 @@ class Worker:
             )
         )
         if not isinstance(info, hookspecs.ModelInfo):
-            raise load.PluginError(f"load gave {type(info).__name__}, not a ModelInfo")
+            raise PluginError(f"load gave {type(info).__name__}, not a ModelInfo")
         engine = Engine(self._channel, backend, info, order.slots, self._die)
         threading.Thread(target=engine.prepare_forever, name="prepare", daemon=True).start()
         self._engine = engine
@@ -148,7 +147,7 @@ class Worker:
 
     def _die(self, reason: str) -> NoReturn:
         traceback.print_exc()
-        print(f"worker: {reason}", file=sys.stderr)
+        sys.stderr.write(f"worker: {reason}\n")
         leave(EXIT_FAILED)
 
     def _quantize(self, manager: pluggy.PluginManager, order: wire.Quantize) -> None:
@@ -163,5 +162,5 @@ class Worker:
             progress=progress,
         )
         if not done:
-            raise load.PluginError("this plugin does not quantize")
+            raise PluginError("this plugin does not quantize")
         progress(1.0, "done")

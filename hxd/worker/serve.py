@@ -168,10 +168,9 @@ class Engine:
             if prepared.generated >= prepared.limit:
                 finish = "length"
                 break
-        if finish and not assembler.stopped:
+        if finish:
             text += assembler.finish()
-            if assembler.stopped:
-                finish = "stop"
+            finish = "stop" if assembler.stopped else finish
         return wire.Delta(advance.id, advance.tokens[:used], text), finish
 
     def _end(self, prepared: Prepared, finish: str) -> None:
@@ -198,4 +197,3 @@ class Engine:
     def _forget(self, id: int) -> None:
         self._live.discard(id)
         self._cancelled.discard(id)
-

@@ -33,7 +33,9 @@ class TextAssembler:
         return self._release(self._held + text, final=False) if text else ""
 
     def finish(self) -> str:
-        """The rest, when the sequence ends for another reason than a stop string."""
+        """The rest, when the sequence ends; nothing after a stop string."""
+        if self.stopped:
+            return ""
         return self._release(self._held + self._decoder.decode(b"", final=True), final=True)
 
     def _release(self, text: str, *, final: bool) -> str:

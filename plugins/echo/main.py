@@ -17,6 +17,7 @@ import os
 import signal
 import stat
 import time
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hxd.hookspecs import (
@@ -142,8 +143,8 @@ def _exhaust_memory() -> NoReturn:
 
 def _garble() -> None:
     """Write nonsense to the daemon: a length of 4 GiB, and bytes that decode to nothing."""
-    for name in os.listdir("/proc/self/fd"):
-        descriptor = int(name)
+    for entry in Path("/proc/self/fd").iterdir():
+        descriptor = int(entry.name)
         try:
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 os.write(descriptor, b"\xff\xff\xff\xff" + b"garbage" * 64)

@@ -92,9 +92,7 @@ class LlamaCpp:
         return context
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        return self._vocabulary.tokenize(
-            text, add_special=add_special, parse_special=parse_special
-        )
+        return self._vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def token_bytes(self, token: int) -> bytes:
         return self._vocabulary.piece(token)

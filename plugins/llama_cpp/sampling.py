@@ -146,9 +146,7 @@ class Sampler:
 
     def draw(self, logits: np.ndarray) -> int:
         """The next token. `logits`: float32, one per token of the vocabulary."""
-        ids, left = (
-            self._candidates.shape(self._chain, logits) if self._used else (None, logits)
-        )
+        ids, left = self._candidates.shape(self._chain, logits) if self._used else (None, logits)
         at = int(left.argmax()) if self._greedy else self._pick(left)
         token = at if ids is None else int(ids[at])
         self._position += 1

@@ -11,11 +11,12 @@ class State(enum.StrEnum):
     WARMING = "warming"  # model loaded, first token not yet seen
     READY = "ready"
     DRAINING = "draining"  # finishes what it has, takes nothing new
-    STOPPED = "stopped"  # on purpose; final
+    STOPPED = "stopped"  # not started yet, or ended on purpose
     FAILED = "failed"  # dead or given up; a restart may come
 
 
 class Event(enum.StrEnum):
+    START = "start"
     HELLO = "hello"
     LOADED = "loaded"
     WARMED = "warmed"
@@ -28,6 +29,7 @@ class Event(enum.StrEnum):
 _S, _E = State, Event
 
 TRANSITIONS: dict[tuple[State, Event], State] = {
+    (_S.STOPPED, _E.START): _S.STARTING,
     (_S.STARTING, _E.HELLO): _S.LOADING,
     (_S.LOADING, _E.LOADED): _S.WARMING,
     (_S.WARMING, _E.WARMED): _S.READY,

@@ -73,6 +73,7 @@ class Order(enum.Enum):
 
 
 _BY_EVENT: dict[Event, tuple[Order, ...]] = {
+    Event.START: (Order.SPAWN,),
     Event.HELLO: (Order.LOAD,),
     Event.LOADED: (Order.WARM,),
     Event.WARMED: (Order.WATCH,),
@@ -111,8 +112,7 @@ class Supervisor:
         """Start every replica, then serve messages until cancelled."""
         self._effects = effects
         for replica in self.all():
-            replica.state = State.FAILED
-            self._apply(Message(replica, 0, Event.RESTART))
+            self._apply(Message(replica, replica.generation, Event.START))
         while True:
             self._apply(await self._mail.get())
 
@@ -168,7 +168,7 @@ class Supervisor:
             replica.problem, replica.note = None, ""
         if event is Event.LOADED:
             replica.loaded = message.loaded
-        if event is Event.RESTART or new not in ALIVE:
+        if event in (Event.START, Event.RESTART) or new not in ALIVE:
             replica.generation += 1
         self._log(replica, old, event, message.detail)
         for order in decide(event, new):

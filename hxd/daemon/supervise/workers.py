@@ -239,9 +239,7 @@ class _Voice:
             case wire.Hello():
                 self._tell(Event.HELLO)
             case wire.Loaded():
-                self._post(
-                    Message(self._replica, self._generation, Event.LOADED, loaded=frame)
-                )
+                self._post(Message(self._replica, self._generation, Event.LOADED, loaded=frame))
             case wire.Failed():
                 self._said = frame.message
             case wire.Progress():
@@ -275,4 +273,3 @@ class _Voice:
 
     def _tell(self, event: Event, detail: str = "") -> None:
         self._post(Message(self._replica, self._generation, event, detail))
-

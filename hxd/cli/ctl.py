@@ -1,0 +1,188 @@
+"""`hxctl`: ask a running daemon, over its admin socket or over HTTP with a key."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from hxd import __version__
+
+EXIT_UNREACHABLE = 69  # EX_UNAVAILABLE of sysexits.h
+EXIT_REFUSED = 77  # EX_NOPERM
+EXIT_ERROR = 1
+TIMEOUT = 30.0
+
+
+class Client:
+    """One call at a time; prints and exits when the daemon can't be asked or says no."""
+
+    def __init__(self, socket: Path | None, url: str | None, key: str | None, as_json: bool):
+        self._socket, self._url, self._key = socket, url, key
+        self.as_json = as_json
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        status, answer = asyncio.run(self._call(method, path, body))
+        if status >= 400 and status != 503:
+            error = answer.get("error", {}) if isinstance(answer, dict) else {}
+            _fail(
+                error.get("message", f"the daemon answered {status}"),
+                EXIT_REFUSED if status in (401, 403) else EXIT_ERROR,
+            )
+        return answer
+
+    async def _call(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        import aiohttp
+
+        where = self._url or str(self._socket)
+        connector = None if self._url else aiohttp.UnixConnector(str(self._socket))
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT)
+        try:
+            async with (
+                aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+                session.request(
+                    method,
+                    (self._url or "http://localhost").rstrip("/") + path,
+                    json=body,
+                    headers=headers,
+                ) as response,
+            ):
+                return response.status, await response.json(content_type=None)
+        except (aiohttp.ClientError, OSError) as error:
+            _fail(f"no daemon answers at {where}: {error}", EXIT_UNREACHABLE)
+        except (TimeoutError, ValueError) as error:
+            _fail(f"no sensible answer from {where}: {error}", EXIT_UNREACHABLE)
+
+    def show(self, answer: Any, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+        """The answer as it came with --json, else the rows as a table."""
+        if self.as_json:
+            click.echo(json.dumps(answer, indent=2))
+            return
+        table = Table(*(column.replace("_", " ") for column in columns), box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*(_cell(row.get(column)) for column in columns))
+        Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None or value == "" else str(value)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"hxctl: {message}", err=True)
+    sys.exit(code)
+
+
+def _default_socket() -> Path:
+    from hxd.config import Paths
+    from hxd.daemon.build import ADMIN_SOCKET
+
+    return Paths().runtime / ADMIN_SOCKET
+
+
+@click.group()
+@click.version_option(__version__, prog_name="hxctl")
+@click.option("--socket", type=click.Path(path_type=Path), help="Admin socket of the daemon.")
+@click.option("--url", envvar="HXD_URL", help="Address of the daemon, such as http://box:8420.")
+@click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON.")
+@click.pass_context
+def hxctl(context: click.Context, socket: Path | None, url: str | None, as_json: bool) -> None:
+    """Ask and steer a running hxd. With --url, the key is taken from HXD_API_KEY."""
+    key = os.environ.get("HXD_API_KEY") if url else None
+    context.obj = Client(socket or _default_socket(), url, key, as_json)
+
+
+@hxctl.command()
+@click.pass_obj
+def status(client: Client) -> None:
+    """Models, and what is wrong, at a glance."""
+    answer = client.call("GET", "/admin/v1/status")
+    client.show(
+        answer,
+        ("model", "state", "version", "variant", "ready", "replicas", "running", "waiting"),
+        answer["models"],
+    )
+    if not client.as_json:
+        for problem in answer["problems"]:
+            click.echo(f"! {problem}")
+
+
+@hxctl.command()
+@click.pass_obj
+def models(client: Client) -> None:
+    """Served models."""
+    answer = client.call("GET", "/admin/v1/models")
+    columns = ("model", "state", "version", "variant", "plugin", "ready", "slots", "queue")
+    client.show(answer, columns, answer)
+
+
+@hxctl.command()
+@click.pass_obj
+def replicas(client: Client) -> None:
+    """Workers behind the models."""
+    answer = client.call("GET", "/admin/v1/replicas")
+    columns = ("replica", "state", "since_seconds", "pid", "running", "restarts", "problem", "note")
+    client.show(answer, columns, answer)
+
+
+@hxctl.command()
+@click.pass_obj
+def conditions(client: Client) -> None:
+    """What is wrong with the box; exits 1 when something is."""
+    answer = client.call("GET", "/admin/v1/conditions")
+    client.show(answer, ("severity", "code", "subject", "detail"), answer)
+    sys.exit(EXIT_ERROR if answer else 0)
+
+
+@hxctl.group()
+def key() -> None:
+    """API keys."""
+
+
+@key.command("create")
+@click.argument("name")
+@click.option(
+    "--role",
+    type=click.Choice(["inference", "metrics", "operator", "admin"]),
+    default="inference",
+    show_default=True,
+    help="What the key may do.",
+)
+@click.pass_obj
+def key_create(client: Client, name: str, role: str) -> None:
+    """Make a key for NAME and print it; it is never shown again."""
+    answer = client.call("POST", "/admin/v1/keys", {"name": name, "role": role})
+    if client.as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        click.echo(answer["key"])
+        click.echo(f"id {answer['id']}, role {answer['role']}; not shown again", err=True)
+
+
+@key.command("list")
+@click.pass_obj
+def key_list(client: Client) -> None:
+    """Keys, without their secrets."""
+    answer = client.call("GET", "/admin/v1/keys")
+    client.show(answer, ("id", "name", "role", "created", "revoked"), answer)
+
+
+@key.command("revoke")
+@click.argument("id")
+@click.pass_obj
+def key_revoke(client: Client, id: str) -> None:
+    """Make the key ID worthless, at once."""
+    answer = client.call("DELETE", f"/admin/v1/keys/{id}")
+    if client.as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        click.echo(f"revoked {answer['id']} ({answer['name']})")

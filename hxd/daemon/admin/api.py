@@ -1,0 +1,131 @@
+"""Handlers of the open health routes, of `/metrics`, of `/v1/models` and of `/admin/v1`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from hxd.clock import Clock
+from hxd.daemon.admin.metrics import CONTENT_TYPE, Metrics
+from hxd.daemon.admin.status import Status
+from hxd.daemon.request.http import Front
+from hxd.daemon.request.identify import Role
+from hxd.daemon.request.models import Catalog
+from hxd.daemon.request.reply import json_bytes
+from hxd.daemon.store.keys import KeyFileError, KeyStore, StoredKey
+from hxd.errors import CallerError, HxdError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class NewKey(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    role: Role = Role.INFERENCE
+
+
+class AdminApi:
+    def __init__(
+        self,
+        status: Status,
+        catalog: Catalog,
+        metrics: Metrics,
+        keys: KeyStore,
+        front: Front,
+        clock: Clock,
+    ) -> None:
+        self._status = status
+        self._catalog = catalog
+        self._metrics = metrics
+        self._keys = keys
+        self._front = front
+        self._clock = clock
+        self._key_writes = asyncio.Lock()
+
+    async def livez(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        missing = self._status.missing()
+        body: dict[str, Any] = {"status": "unavailable" if missing else "ready"}
+        if missing and self._front.may_see_detail(request):
+            body["problems"] = missing
+        return _json(body, 503 if missing else 200)
+
+    async def health(self, request: web.Request) -> web.Response:
+        health = self._status.health()
+        return _json(health, 200 if health["ready"] else 503)
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def models(self, request: web.Request) -> web.Response:
+        return _json(self._catalog.list())
+
+    async def model(self, request: web.Request) -> web.Response:
+        return _json(self._catalog.entry(self._catalog.find(request.match_info["id"])))
+
+    async def status(self, request: web.Request) -> web.Response:
+        return _json(self._status.health() | {"replicas": self._status.replicas()})
+
+    async def admin_models(self, request: web.Request) -> web.Response:
+        return _json(self._status.models())
+
+    async def replicas(self, request: web.Request) -> web.Response:
+        return _json(self._status.replicas())
+
+    async def conditions(self, request: web.Request) -> web.Response:
+        return _json([condition.body() for condition in self._status.conditions()])
+
+    async def list_keys(self, request: web.Request) -> web.Response:
+        return _json([_shown(key) for key in self._keys.all()])
+
+    async def create_key(self, request: web.Request) -> web.Response:
+        try:
+            asked = msgspec.json.decode(await request.read(), type=NewKey)
+        except msgspec.DecodeError as error:
+            raise CallerError(str(error)) from None
+        if not asked.name.isprintable() or not asked.name:
+            raise CallerError("name: must be printable and not empty", param="name")
+        async with self._key_writes:
+            key, stored = await _saved(
+                self._keys.create, asked.name, asked.role, self._clock.wall()
+            )
+        return _json(_shown(stored) | {"key": key}, 201)
+
+    async def revoke_key(self, request: web.Request) -> web.Response:
+        id = request.match_info["id"]
+        async with self._key_writes:
+            try:
+                stored = await _saved(self._keys.revoke, id, self._clock.wall())
+            except KeyError:
+                raise CallerError(f"there is no key {id!r}", status=404) from None
+        return _json(_shown(stored))
+
+
+async def _saved(change: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """What a blocking change of the key store gives; raises `HxdError` when it can't be kept."""
+    try:
+        return await asyncio.to_thread(change, *arguments, **named)
+    except OSError as error:
+        raise HxdError(f"keys can't be saved: {error.strerror}") from None
+    except KeyFileError as error:
+        raise HxdError(str(error)) from None
+
+
+def _shown(key: StoredKey) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "name": key.name,
+        "role": key.role.value,
+        "created": key.created,
+        "revoked": key.revoked,
+    }
+
+
+def _json(body: Any, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=json_bytes(body), content_type="application/json")

@@ -1,0 +1,146 @@
+"""What Prometheus reads. Latencies and counts are kept as they happen; states are read when asked.
+
+The `vllm:` names say the same as their `hxd_` neighbours, so that existing dashboards work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_LATENCY = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+)  # fmt: skip
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True)
+class ModelReading:
+    """One model's numbers at the time of a scrape; `states` counts replicas by state."""
+
+    model: str
+    running: int
+    waiting: int
+    slots: int
+    queue: int
+    restarts: int
+    states: dict[str, int]
+    used_context: float
+
+
+class Metrics:
+    """`reading` gives the models' numbers at the time of a scrape."""
+
+    def __init__(self, reading: Callable[[], Iterable[ModelReading]]) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "hxd_requests",
+            "Requests answered, by endpoint, model and HTTP status; 499 is a client that left.",
+            ["endpoint", "model", "status"],
+            registry=self.registry,
+        )
+        self._tokens = Counter(
+            "hxd_tokens",
+            "Tokens read (prompt) and generated (completion).",
+            ["model", "kind"],
+            registry=self.registry,
+        )
+        self._first = self._histogram(
+            "hxd_time_to_first_token_seconds", "From a request's arrival to its first text."
+        )
+        self._gap = self._histogram(
+            "hxd_inter_token_latency_seconds", "Between two pieces of text of one sequence."
+        )
+        self._whole = self._histogram(
+            "hxd_request_seconds", "From a request's arrival to the end of its answer."
+        )
+        self.registry.register(_States(reading))
+        self.registry.register(
+            _Renamed(
+                {
+                    "vllm:time_to_first_token_seconds": self._first,
+                    "vllm:inter_token_latency_seconds": self._gap,
+                    "vllm:e2e_request_latency_seconds": self._whole,
+                }
+            )
+        )
+
+    def _histogram(self, name: str, help: str) -> Histogram:
+        return Histogram(name, help, ["model"], buckets=_LATENCY, registry=self.registry)
+
+    def answered(self, endpoint: str, model: str, status: int, seconds: float) -> None:
+        self._requests.labels(endpoint, model, str(status)).inc()
+        if status == 200 and model:
+            self._whole.labels(model).observe(seconds)
+
+    def prompted(self, model: str, tokens: int) -> None:
+        self._tokens.labels(model, "prompt").inc(tokens)
+
+    def generated(self, model: str, tokens: int) -> None:
+        self._tokens.labels(model, "completion").inc(tokens)
+
+    def first_token(self, model: str, seconds: float) -> None:
+        self._first.labels(model).observe(seconds)
+
+    def gap(self, model: str, seconds: float) -> None:
+        self._gap.labels(model).observe(seconds)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class _Renamed(Collector):
+    def __init__(self, histograms: dict[str, Histogram]) -> None:
+        self._histograms = histograms
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        for name, histogram in self._histograms.items():
+            for family in histogram.collect():
+                renamed = Metric(name, family.documentation, family.type)
+                for sample in family.samples:
+                    suffix = sample.name.removeprefix(family.name)
+                    renamed.samples.append(sample._replace(name=name + suffix))
+                yield renamed
+
+
+class _States(Collector):
+    def __init__(self, reading: Callable[[], Iterable[ModelReading]]) -> None:
+        self._reading = reading
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        def gauge(name: str, help: str, *labels: str) -> GaugeMetricFamily:
+            return GaugeMetricFamily(name, help, labels=["model", *labels])
+
+        running = gauge("hxd_requests_running", "Sequences that hold a slot.")
+        waiting = gauge("hxd_requests_waiting", "Sequences in the queue.")
+        queue = gauge("hxd_queue_capacity", "Places in the queue.")
+        slots = gauge("hxd_slots", "Slots of the replicas that are ready.")
+        states = gauge("hxd_workers", "Workers by state.", "state")
+        restarts = gauge("hxd_worker_restarts", "Restarts of workers since the daemon's start.")
+        vllm_running = gauge("vllm:num_requests_running", "As hxd_requests_running.")
+        vllm_waiting = gauge("vllm:num_requests_waiting", "As hxd_requests_waiting.")
+        vllm_cache = gauge("vllm:kv_cache_usage_perc", "Share of the slots in use, 0 to 1.")
+        for now in self._reading():
+            running.add_metric([now.model], now.running)
+            waiting.add_metric([now.model], now.waiting)
+            queue.add_metric([now.model], now.queue)
+            slots.add_metric([now.model], now.slots)
+            restarts.add_metric([now.model], now.restarts)
+            vllm_running.add_metric([now.model], now.running)
+            vllm_waiting.add_metric([now.model], now.waiting)
+            vllm_cache.add_metric([now.model], now.used_context)
+            for state, count in now.states.items():
+                states.add_metric([now.model, state], count)
+        yield from (running, waiting, queue, slots, states, restarts)
+        yield from (vllm_running, vllm_waiting, vllm_cache)

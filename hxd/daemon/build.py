@@ -1,0 +1,240 @@
+"""The one wiring function: from a config to a daemon whose parts know each other. No globals.
+
+`inspect` finds everything that is wrong with a configuration without starting anything; `build`
+puts the parts together on an exit stack, which takes them apart in reverse order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import random
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from hxd.clock import Clock
+from hxd.config import Config
+from hxd.daemon.admin.api import AdminApi
+from hxd.daemon.admin.metrics import Metrics
+from hxd.daemon.admin.status import Status
+from hxd.daemon.request.admit import Gate
+from hxd.daemon.request.generate import Generation
+from hxd.daemon.request.http import Entry, Front, Traffic, finish_headers
+from hxd.daemon.request.identify import Role
+from hxd.daemon.request.models import Catalog, Served
+from hxd.daemon.store import plugins, sources
+from hxd.daemon.store.keys import KeyFileError, KeyStore
+from hxd.daemon.store.sources import Source, SourceError
+from hxd.daemon.supervise import variants
+from hxd.daemon.supervise.memory import automatic_budget
+from hxd.daemon.supervise.supervisor import Supervisor
+from hxd.daemon.supervise.variants import Variants
+from hxd.daemon.supervise.workers import Workers
+from hxd.errors import ConfigError
+
+ADMIN_SOCKET = "admin.sock"
+LOCK = "lock"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the configuration comes to: models that can be served, and why others can't."""
+
+    sources: Mapping[str, Source]
+    refused: Mapping[str, SourceError]
+    keys: KeyStore
+
+    def findings(self, config: Config) -> list[str]:
+        return [
+            f"{config.origin}: models.{name}.{error.key}: {error}"
+            for name, error in self.refused.items()
+        ]
+
+
+def inspect(config: Config) -> Inspection:
+    """Blocks. Raises `ConfigError` for what no model can be blamed for."""
+    folders = [plugins.builtin_folder()]
+    folders += [config.origin.parent / Path(f).expanduser() for f in config.plugins.folders]
+    installed, refused_plugins = plugins.scan(folders)
+    found, refused = sources.resolve(config, installed, refused_plugins)
+    budget = config.memory.budget or automatic_budget()
+    _fit(found, refused, budget)
+    keys = KeyStore(config.paths.state)
+    try:
+        keys.load()
+    except KeyFileError as error:
+        raise ConfigError([str(error)]) from None
+    return Inspection(found, refused, keys)
+
+
+def _fit(found: dict[str, Source], refused: dict[str, SourceError], budget: int) -> None:
+    """Refuses, last first, the models that do not fit together; weights are mapped once, so
+    replicas of one model share them, and counting each whole errs on the safe side."""
+    total = 0
+    for name, source in list(found.items()):
+        need = source.estimate * source.settings.replicas
+        if total + need > budget:
+            del found[name]
+            refused[name] = SourceError(
+                "source",
+                f"about {need / 1e6:.0f} MB are needed for {source.settings.replicas} replicas, "
+                f"and {max(0, budget - total) / 1e6:.0f} MB of the memory budget are left; use "
+                "fewer slots, a smaller context or variant, or raise memory.budget",
+            )
+        else:
+            total += need
+
+
+@dataclass
+class Daemon:
+    """The built parts that the run loop drives. `http` is bound by the time it is yielded."""
+
+    config: Config
+    supervisor: Supervisor
+    workers: Workers
+    status: Status
+    traffic: Traffic
+    address: str
+    port: int
+
+
+@contextlib.asynccontextmanager
+async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIterator[Daemon]:
+    """Parts in working order and listening; replicas start when `supervisor.run` does.
+
+    Raises `ConfigError` when an address or a folder can't be used.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        await asyncio.to_thread(_prepare_folders, config, stack)
+        rng = random.Random()
+        supervisor = Supervisor(inspection.sources, clock, rng)
+        workers = Workers(supervisor.post, Variants(config.paths.cache).file_for)
+        stack.push_async_callback(workers.aclose)
+        served = {
+            name: Served(
+                source,
+                Gate(
+                    name,
+                    source.settings.replicas,
+                    source.settings.slots,
+                    source.settings.queue,
+                    supervisor,
+                ),
+            )
+            for name, source in inspection.sources.items()
+        }
+        supervisor.listeners.append(
+            lambda replica, old, new: served[replica.source.name].gate.advance()
+        )
+        status = Status(config, supervisor, served, inspection.refused, clock, started=clock.wall())
+        metrics = Metrics(status.readings)
+        catalog = Catalog(served, created=int(clock.wall()))
+        traffic = Traffic()
+        front = Front(config, inspection.keys, metrics, clock, traffic)
+        generation = Generation(catalog, metrics, config.limits, clock)
+        admin = AdminApi(status, catalog, metrics, inspection.keys, front, clock)
+        entries = routes(generation, admin)
+        port = await _listen(config, front.application(entries), stack)
+        await _listen_admin(config, front.application(entries, trusted=True), stack)
+        yield Daemon(config, supervisor, workers, status, traffic, config.listen.http.host, port)
+
+
+def routes(generation: Generation, admin: AdminApi) -> list[Entry]:
+    """Every route, with the role that it needs. What is not here is not served."""
+    user, read, operate, rule = Role.INFERENCE, Role.METRICS, Role.OPERATOR, Role.ADMIN
+    return [
+        Entry("POST", "/v1/chat/completions", user, generation.chat, work=True),
+        Entry("POST", "/v1/completions", user, generation.complete, work=True),
+        Entry("GET", "/v1/models", user, admin.models),
+        Entry("GET", "/v1/models/{id:.+}", user, admin.model),
+        Entry("GET", "/livez", None, admin.livez),
+        Entry("GET", "/readyz", None, admin.readyz),
+        Entry("GET", "/health", read, admin.health),
+        Entry("GET", "/metrics", read, admin.metrics),
+        Entry("GET", "/admin/v1/status", operate, admin.status),
+        Entry("GET", "/admin/v1/models", operate, admin.admin_models),
+        Entry("GET", "/admin/v1/replicas", operate, admin.replicas),
+        Entry("GET", "/admin/v1/conditions", operate, admin.conditions),
+        Entry("GET", "/admin/v1/keys", rule, admin.list_keys),
+        Entry("POST", "/admin/v1/keys", rule, admin.create_key),
+        Entry("DELETE", "/admin/v1/keys/{id}", rule, admin.revoke_key),
+    ]
+
+
+def _prepare_folders(config: Config, stack: contextlib.AsyncExitStack) -> None:
+    """Make the folders, take the lock, and remove what a crash left behind."""
+    paths = config.paths
+    for key in ("state", "runtime", "logs", "cache"):
+        folder: Path = getattr(paths, key)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                [f"{config.origin}: paths.{key}: can't make {folder}: {error.strerror}"]
+            ) from None
+    lock = os.open(paths.runtime / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    stack.callback(os.close, lock)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            [f"{config.origin}: paths.runtime: another hxd is running with {paths.runtime}"]
+        ) from None
+    (paths.runtime / ADMIN_SOCKET).unlink(missing_ok=True)
+    variants.clean(paths.cache)
+
+
+async def _listen(config: Config, app: web.Application, stack: contextlib.AsyncExitStack) -> int:
+    address = config.listen.http
+    runner = await _runner(config, app, stack)
+    # aiohttp's own wait for connections would come on top of ours; the run loop has drained.
+    site = web.TCPSite(runner, address.host, address.port, shutdown_timeout=1.0, backlog=1024)
+    try:
+        await site.start()
+    except OSError as error:
+        raise ConfigError(
+            [f"{config.origin}: listen.http: can't listen on {address}: {error.strerror}"]
+        ) from None
+    return int(runner.addresses[0][1])
+
+
+async def _listen_admin(
+    config: Config, app: web.Application, stack: contextlib.AsyncExitStack
+) -> None:
+    path = config.paths.runtime / ADMIN_SOCKET
+    runner = await _runner(config, app, stack)
+    before = os.umask(0o177)
+    try:
+        await web.UnixSite(runner, path, shutdown_timeout=1.0).start()
+    except OSError as error:
+        raise ConfigError(
+            [f"{config.origin}: paths.runtime: can't listen on {path}: {error.strerror or error}"]
+        ) from None
+    finally:
+        os.umask(before)
+    stack.callback(path.unlink, missing_ok=True)
+
+
+async def _runner(
+    config: Config, app: web.Application, stack: contextlib.AsyncExitStack
+) -> web.AppRunner:
+    app.on_response_prepare.append(finish_headers)
+    runner = web.AppRunner(
+        app,
+        handle_signals=False,
+        # A client that goes away must free its slot within a step.
+        handler_cancellation=True,
+        keepalive_timeout=config.limits.keepalive,
+        access_log=None,
+        auto_decompress=False,
+        max_line_size=32 << 10,
+        max_field_size=32 << 10,
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    return runner

@@ -1,0 +1,150 @@
+"""Runs the sequences of one request on workers, and hands on what they say as one stream.
+
+Owns the leases: a slot is given back when its worker has said the last word on the sequence, not
+when the client has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+
+from hxd import wire
+from hxd.clock import Clock
+from hxd.daemon.admin.metrics import Metrics
+from hxd.daemon.request.admit import Gate, Lease
+from hxd.errors import BY_FAULT, BackendError, HxdError
+
+# An error in place of an answer: the sequence never reached a worker.
+Answer = wire.Delta | wire.Done | wire.Failed | HxdError
+# Which choice, what, and when in monotonic seconds.
+Arrival = tuple[int, Answer, float]
+
+_ids = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one choice gained: `text`, and at its end a finish reason with exact counts."""
+
+    index: int
+    text: str
+    finish: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass
+class Call:
+    """One request on its way. `orders` holds a `Generate` per choice; their ids are set here."""
+
+    model: str
+    gate: Gate
+    clock: Clock
+    metrics: Metrics
+    orders: Sequence[wire.Generate]
+    queue_time: float
+    replicas: set[str] = field(default_factory=set)
+    _arrived: list[Arrival] = field(default_factory=list)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _leases: dict[int, Lease] = field(default_factory=dict)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def pieces(self) -> AsyncGenerator[list[Piece], None]:
+        """Lists of pieces, each list what arrived since the last one was taken.
+
+        Raises `HxdError` when a choice fails. Closing the iterator, or cancelling the task that
+        reads it, cancels what still runs.
+        """
+        places = self.gate.enter(len(self.orders))
+        pending = len(self.orders)
+        started = self.clock.now()
+        last: dict[int, float] = {}
+        try:
+            if len(self.orders) == 1:
+                await self._start(0, places[0])
+            else:
+                self._tasks = [
+                    asyncio.create_task(self._start_or_fail(index, place))
+                    for index, place in enumerate(places)
+                ]
+            while pending:
+                await self._wake.wait()
+                self._wake.clear()
+                arrived, self._arrived = self._arrived, []
+                pieces = self._read(arrived, started, last)
+                pending -= sum(piece.finish is not None for piece in pieces)
+                if pieces:
+                    yield pieces
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            self.gate.abandon([place for place in places if not self._taken(place)])
+            self._cancel()
+
+    def _taken(self, place: asyncio.Future[Lease]) -> bool:
+        if not place.done() or place.cancelled() or place.exception() is not None:
+            return False
+        return any(lease is place.result() for lease in self._leases.values())
+
+    async def _start_or_fail(self, index: int, place: asyncio.Future[Lease]) -> None:
+        try:
+            await self._start(index, place)
+        except HxdError as error:
+            self._arrive(index, error)
+
+    async def _start(self, index: int, place: asyncio.Future[Lease]) -> None:
+        lease = await self.gate.wait(place, self.queue_time)
+        order = self.orders[index]
+        order.id = next(_ids)
+        worker = lease.replica.worker
+        if worker is None:
+            lease.release()
+            raise BackendError("the worker ended before the request reached it")
+        self.replicas.add(lease.replica.id)
+        self._leases[order.id] = lease
+
+        def sink(answer: wire.Delta | wire.Done | wire.Failed) -> None:
+            if not isinstance(answer, wire.Delta):
+                self._leases.pop(order.id).release()
+            self._arrive(index, answer)
+
+        worker.link.generate(order, sink)
+
+    def _arrive(self, index: int, answer: Answer) -> None:
+        self._arrived.append((index, answer, self.clock.now()))
+        self._wake.set()
+
+    def _cancel(self) -> None:
+        for id, lease in self._leases.items():
+            if lease.replica.worker is not None:
+                lease.replica.worker.link.send(wire.Cancel(id))
+
+    def _read(self, arrived: list[Arrival], started: float, last: dict[int, float]) -> list[Piece]:
+        pieces = []
+        for index, answer, at in arrived:
+            match answer:
+                case wire.Delta():
+                    self.metrics.generated(self.model, len(answer.tokens))
+                    if answer.text:
+                        if index in last:
+                            self.metrics.gap(self.model, at - last[index])
+                        else:
+                            self.metrics.first_token(self.model, at - started)
+                        last[index] = at
+                        pieces.append(Piece(index, answer.text))
+                case wire.Done(finish=finish, prompt_tokens=prompt, completion_tokens=completion):
+                    pieces.append(Piece(index, "", finish, prompt, completion))
+                case wire.Failed():
+                    raise failure(answer)
+                case HxdError():
+                    raise answer
+        return pieces
+
+
+def failure(failed: wire.Failed) -> HxdError:
+    """The error that a client reads, by whose fault it was."""
+    kind = BY_FAULT.get(failed.fault, BackendError)
+    return kind(failed.message, param=failed.param, code=failed.code)

@@ -1,0 +1,237 @@
+"""Composes the steps of one generating request; the only place that knows their order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from hxd import wire
+from hxd.clock import Clock
+from hxd.config.settings import Limits
+from hxd.daemon.admin.metrics import Metrics
+from hxd.daemon.request import receive, reply
+from hxd.daemon.request.call import Call, Piece
+from hxd.daemon.request.models import Catalog, Served
+from hxd.errors import CallerError, HxdError, Unavailable
+
+SSE_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    # Tells nginx not to collect the events.
+    "X-Accel-Buffering": "no",
+}
+_SEED_MASK = (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class Work:
+    """A request as it goes to the workers and how its answer is worded."""
+
+    served: Served
+    orders: list[wire.Generate]
+    shape: reply.Shape
+    stream: bool
+    with_usage: bool
+    choices_per_prompt: int
+
+
+class Generation:
+    """Serves both completion endpoints."""
+
+    def __init__(self, catalog: Catalog, metrics: Metrics, limits: Limits, clock: Clock) -> None:
+        self._catalog = catalog
+        self._metrics = metrics
+        self._limits = limits
+        self._clock = clock
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        asked = receive.parse_chat(await self._body(request))
+        order = wire.Generate(id=0, seed=0, messages=receive.plain_messages(asked))
+        limit = asked.max_completion_tokens or asked.max_tokens
+        return await self._answer(request, self._work(asked, [order], limit, chat=True))
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        asked = receive.parse_completion(await self._body(request))
+        orders = [
+            wire.Generate(id=0, seed=0, text=prompt)
+            if isinstance(prompt, str)
+            else wire.Generate(id=0, seed=0, tokens=prompt)
+            for prompt in receive.prompts(asked)
+        ]
+        # 16 is OpenAI's default for text completions; chat has none.
+        limit = asked.max_tokens or 16
+        return await self._answer(request, self._work(asked, orders, limit, chat=False))
+
+    def _work(
+        self, asked: receive.Common, orders: list[wire.Generate], limit: int | None, *, chat: bool
+    ) -> Work:
+        served = self._catalog.find(asked.model)
+        seed = secrets.randbits(63) if asked.seed is None else asked.seed & _SEED_MASK
+        sampling = receive.sampling(asked)
+        choices = asked.n or 1
+        spread: list[wire.Generate] = []
+        for order in orders:
+            for _ in range(choices):
+                index = len(spread)
+                spread.append(
+                    wire.Generate(
+                        id=0,
+                        seed=(seed + index) & _SEED_MASK,
+                        messages=order.messages,
+                        text=order.text,
+                        tokens=order.tokens,
+                        sampling=sampling,
+                        max_tokens=limit,
+                        stop=receive.stop_strings(asked),
+                    )
+                )
+        prefix = "chatcmpl" if chat else "cmpl"
+        shape = reply.Shape(
+            chat=chat,
+            id=f"{prefix}-{secrets.token_hex(12)}",
+            created=int(self._clock.wall()),
+            model=served.source.name,
+        )
+        options = asked.stream_options
+        return Work(
+            served=served,
+            orders=spread,
+            shape=shape,
+            stream=bool(asked.stream),
+            with_usage=bool(options and options.include_usage),
+            choices_per_prompt=choices,
+        )
+
+    async def _body(self, request: web.Request) -> bytes:
+        """The body; bounded in size by aiohttp, in time here, and JSON by its label."""
+        if request.headers.get("Content-Encoding", "identity") != "identity":
+            raise CallerError("compressed bodies are not accepted", status=415)
+        if request.content_type not in ("application/json", "application/octet-stream"):
+            raise CallerError(
+                f"the body must be application/json, not {request.content_type[:100]}", status=415
+            )
+        if (request.content_length or 0) > self._limits.body:
+            raise _too_large(self._limits.body)
+        try:
+            async with asyncio.timeout(self._limits.body_time):
+                return await request.read()
+        except TimeoutError:
+            raise CallerError(
+                f"the body did not arrive within {self._limits.body_time:g} s", status=408
+            ) from None
+        except web.HTTPRequestEntityTooLarge:
+            raise _too_large(self._limits.body) from None
+
+    async def _answer(self, request: web.Request, work: Work) -> web.StreamResponse:
+        source = work.served.source
+        request["model"] = source.name
+        call = Call(
+            source.name,
+            work.served.gate,
+            self._clock,
+            self._metrics,
+            work.orders,
+            source.settings.queue_time,
+        )
+        usage = reply.Usage(work.choices_per_prompt)
+        async with contextlib.aclosing(call.pieces()) as pieces:
+            if work.stream:
+                response = await self._stream(request, work, call, pieces, usage)
+            else:
+                response = await self._whole(work, call, pieces, usage)
+        self._metrics.prompted(source.name, usage.prompt_total)
+        return response
+
+    async def _whole(
+        self,
+        work: Work,
+        call: Call,
+        pieces: AsyncGenerator[list[Piece], None],
+        usage: reply.Usage,
+    ) -> web.Response:
+        texts: list[list[str]] = [[] for _ in work.orders]
+        finishes = [""] * len(work.orders)
+        async for batch in pieces:
+            for piece in batch:
+                texts[piece.index].append(piece.text)
+                if piece.finish is not None:
+                    finishes[piece.index] = piece.finish
+                    usage.add(piece)
+        joined = ["".join(parts) for parts in texts]
+        return web.Response(
+            body=reply.json_bytes(work.shape.whole(joined, finishes, usage, _disclosed())),
+            content_type="application/json",
+            headers=self._headers(work, call),
+        )
+
+    async def _stream(
+        self,
+        request: web.Request,
+        work: Work,
+        call: Call,
+        pieces: AsyncGenerator[list[Piece], None],
+        usage: reply.Usage,
+    ) -> web.StreamResponse:
+        """Headers go out with the first piece, so that what fails before it has a status."""
+        first = await anext(pieces)
+        response = web.StreamResponse(headers={**SSE_HEADERS, **self._headers(work, call)})
+        await response.prepare(request)
+        opened: set[int] = set()
+        try:
+            await self._write(response, self._chunks(first, work, usage, opened))
+            async for batch in pieces:
+                await self._write(response, self._chunks(batch, work, usage, opened))
+            end = work.shape.usage(usage) if work.with_usage else b""
+            await self._write(response, end + reply.DONE)
+        except HxdError as error:
+            request["status"] = error.status
+            await self._write(response, reply.error_event(error))
+        await response.write_eof()
+        return response
+
+    def _chunks(
+        self, batch: list[Piece], work: Work, usage: reply.Usage, opened: set[int]
+    ) -> bytes:
+        data = b""
+        for piece in batch:
+            if piece.index not in opened:
+                opened.add(piece.index)
+                data += work.shape.opening(piece.index, with_usage=work.with_usage)
+            if piece.finish is not None:
+                usage.add(piece)
+            data += work.shape.pieces(piece, with_usage=work.with_usage, hxd=_disclosed())
+        return data
+
+    async def _write(self, response: web.StreamResponse, data: bytes) -> None:
+        """Raises `ConnectionError` when the client takes nothing for too long."""
+        if not data:
+            return
+        try:
+            async with asyncio.timeout(self._limits.write_stall):
+                await response.write(data)
+        except TimeoutError:
+            raise ConnectionResetError("the client stopped reading") from None
+
+    def _headers(self, work: Work, call: Call) -> dict[str, str]:
+        return {**work.served.headers(), "x-hxd-replica": ",".join(sorted(call.replicas))}
+
+
+def _disclosed() -> dict[str, Any]:
+    """What is only known at the end of an answer."""
+    return {"failovers": 0}
+
+
+def _too_large(limit: int) -> CallerError:
+    return CallerError(f"the body is larger than {limit} bytes", status=413, code="body_too_large")
+
+
+def draining(retry_after: float) -> Unavailable:
+    return Unavailable(
+        "the server is shutting down", code="draining", retry_after=max(1.0, retry_after)
+    )

@@ -1,0 +1,194 @@
+"""The HTTP side: one table of routes with the role that each needs, and one place for errors.
+
+Every answer that is not a success has OpenAI's error shape, whatever path or method was asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from hxd.clock import Clock
+from hxd.config import Config
+from hxd.daemon.admin.metrics import Metrics
+from hxd.daemon.request import generate, reply
+from hxd.daemon.request.identify import Keys, Role, check_origin, identify
+from hxd.errors import CallerError, HxdError
+
+log = logging.getLogger("hxd.request")
+
+Route = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+CLIENT_LEFT = 499  # nginx's code for a client that closed the connection; only in logs and metrics
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One route. `role` None is open to everyone; `work` counts as traffic: refused while the
+    daemon drains, and waited for."""
+
+    method: str
+    path: str
+    role: Role | None
+    handler: Route
+    work: bool = False
+
+
+class Traffic:
+    """Requests that are being worked on. `closing` refuses new ones."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.closing = False
+
+
+class Front:
+    """Builds the aiohttp application around a table of routes."""
+
+    def __init__(
+        self, config: Config, keys: Keys, metrics: Metrics, clock: Clock, traffic: Traffic
+    ) -> None:
+        self._config = config
+        self._keys = keys
+        self._metrics = metrics
+        self._clock = clock
+        self._traffic = traffic
+        self._entries: dict[web.AbstractRoute, Entry] = {}
+
+    def application(self, entries: list[Entry], *, trusted: bool = False) -> web.Application:
+        """`trusted`: behind the admin socket, whose file permissions have already decided."""
+        app = web.Application(
+            client_max_size=self._config.limits.body,
+            middlewares=[self._trusted if trusted else self._public],
+        )
+        for entry in entries:
+            for prefix in ("", "/api") if entry.path.startswith("/v1") else ("",):
+                route = app.router.add_route(entry.method, prefix + entry.path, entry.handler)
+                self._entries[route] = entry
+        return app
+
+    @web.middleware
+    async def _public(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await self._serve(request, handler, trusted=False)
+
+    @web.middleware
+    async def _trusted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await self._serve(request, handler, trusted=True)
+
+    async def _serve(
+        self, request: web.Request, handler: Handler, *, trusted: bool
+    ) -> web.StreamResponse:
+        started = self._clock.now()
+        entry = self._entries.get(request.match_info.route)
+        request["id"] = _request_id(request)
+        status = CLIENT_LEFT
+        try:
+            response = await self._guarded(request, handler, entry, trusted)
+            status = request.get("status", response.status)
+            return response
+        finally:
+            endpoint = entry.path if entry else "unknown"
+            seconds = self._clock.now() - started
+            self._metrics.answered(endpoint, request.get("model", ""), status, seconds)
+            log.debug(
+                "request=%s method=%s endpoint=%s model=%s status=%d seconds=%.4f",
+                request["id"], request.method, endpoint, request.get("model", ""), status, seconds,
+            )  # fmt: skip
+
+    async def _guarded(
+        self, request: web.Request, handler: Handler, entry: Entry | None, trusted: bool
+    ) -> web.StreamResponse:
+        """The answer or the error; the boundary where nothing may slip through."""
+        try:
+            if not trusted:
+                self._identify(request, entry)
+            if entry is None or not entry.work:
+                return await handler(request)
+            if self._traffic.closing:
+                raise generate.draining(self._config.limits.drain)
+            self._traffic.running += 1
+            try:
+                return await handler(request)
+            finally:
+                self._traffic.running -= 1
+        except HxdError as error:
+            return _error(error)
+        except web.HTTPException as error:
+            return _error(_from_aiohttp(error, request))
+        except ConnectionError:
+            # The client is gone; aiohttp closes what is left of the connection.
+            raise
+        except Exception:
+            log.exception("request=%s failed inside hxd", request["id"])
+            return _error(HxdError(f"something broke inside hxd; request {request['id']}"))
+
+    def _identify(self, request: web.Request, entry: Entry | None) -> None:
+        check_origin(request.headers, self._config.listen.names)
+        if not self._config.auth.required:
+            return
+        if entry is None:
+            # Whether a path exists is not for strangers to learn; any valid key may.
+            identify(request.headers, self._keys, None)
+        elif entry.role is not None:
+            request["key"] = identify(request.headers, self._keys, entry.role)
+
+    def may_see_detail(self, request: web.Request) -> bool:
+        """Whether an open route may say more than yes or no."""
+        if not self._config.auth.required:
+            return True
+        try:
+            identify(request.headers, self._keys, None)
+        except HxdError:
+            return False
+        return True
+
+
+async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Signal of aiohttp: just before headers go out."""
+    response.headers["X-Request-Id"] = request.get("id") or _new_id()
+    response.headers["Server"] = "hxd"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+
+
+def _request_id(request: web.Request) -> str:
+    given = request.headers.get("X-Request-Id", "")
+    return given if _REQUEST_ID.fullmatch(given) else _new_id()
+
+
+def _new_id() -> str:
+    return f"req-{secrets.token_hex(12)}"
+
+
+def _from_aiohttp(error: web.HTTPException, request: web.Request) -> HxdError:
+    path = request.path[:200]
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return CallerError(
+            f"{request.method[:20]} is not possible on {path}; "
+            f"{', '.join(sorted(error.allowed_methods))} is",
+            status=405,
+            code="method_not_allowed",
+            allow=error.allowed_methods,
+        )
+    if error.status == 404:
+        return CallerError(f"there is nothing at {path}", status=404, code="not_found")
+    return CallerError(error.reason or "bad request", status=error.status)
+
+
+def _error(error: HxdError) -> web.Response:
+    response = web.Response(
+        status=error.status,
+        body=reply.json_bytes(error.body()),
+        content_type="application/json",
+        headers=error.headers(),
+    )
+    if error.status in (408, 413):
+        # The rest of the body is still on its way; it must not be read as the next request.
+        response.headers[hdrs.CONNECTION] = "close"
+        response.force_close()
+    return response

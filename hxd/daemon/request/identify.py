@@ -1,0 +1,100 @@
+"""Who is asking, and may they. Decided from the route table, never from a prefix of the path.
+
+Protects: every route but `/livez` and `/readyz` needs a key with the route's role; browsers on
+other sites can't reach a local daemon (Host and Origin are checked). Does not protect: a key that
+is sent over plain HTTP on a network that others can read.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from collections.abc import Collection
+from typing import Protocol
+
+from hxd.errors import CallerError, Forbidden, Unauthorized
+
+
+class Role(enum.StrEnum):
+    INFERENCE = "inference"
+    METRICS = "metrics"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+
+# What each role may do besides its own.
+_INCLUDES: dict[Role, frozenset[Role]] = {
+    Role.INFERENCE: frozenset({Role.INFERENCE}),
+    Role.METRICS: frozenset({Role.METRICS}),
+    Role.OPERATOR: frozenset({Role.OPERATOR, Role.METRICS}),
+    Role.ADMIN: frozenset(Role),
+}
+
+
+class Keys(Protocol):
+    def role_of(self, key: str) -> tuple[str, Role] | None:
+        """Id and role of a key that is valid, or None."""
+        ...
+
+
+class Headers(Protocol):
+    def getall(self, key: str, default: list[str], /) -> list[str]: ...
+
+
+def identify(headers: Headers, keys: Keys, needed: Role | None) -> str:
+    """Id of the caller's key; raises `Unauthorized` or `Forbidden`. `needed` None: any role."""
+    found = keys.role_of(_key(headers))
+    if found is None:
+        raise Unauthorized("This key is not valid here. Ask the operator for one.")
+    id, role = found
+    if needed is not None and needed not in _INCLUDES[role]:
+        raise Forbidden(f"This key has the role {role.value!r}; {needed.value!r} is needed here.")
+    return id
+
+
+def _key(headers: Headers) -> str:
+    authorization = headers.getall("Authorization", [])
+    api_key = headers.getall("x-api-key", [])
+    if len(authorization) > 1 or len(api_key) > 1:
+        raise CallerError("one Authorization or x-api-key header, please", code="ambiguous_key")
+    if authorization:
+        scheme, _, key = authorization[0].partition(" ")
+        if scheme.lower() == "bearer" and key.strip():
+            return key.strip()
+        raise Unauthorized('The Authorization header must read "Bearer KEY".')
+    if api_key:
+        return api_key[0].strip()
+    raise Unauthorized('A key is needed: send "Authorization: Bearer KEY" or "x-api-key: KEY".')
+
+
+def check_origin(headers: Headers, allowed: Collection[str]) -> None:
+    """Refuses DNS rebinding and other sites' pages; raises `CallerError` or `Forbidden`.
+
+    A page can make a browser send any request to a name that it controls, so the name must be one
+    of ours: an address, `localhost`, or one in `allowed`. API clients send no Origin.
+    """
+    hosts = headers.getall("Host", [])
+    if len(hosts) != 1:
+        raise CallerError("exactly one Host header is needed", code="bad_host")
+    if not _ours(_name(hosts[0]), allowed):
+        raise Forbidden("This server does not answer to that Host.", code="bad_host")
+    for origin in headers.getall("Origin", []):
+        if not _ours(_name(origin.partition("://")[2]), allowed):
+            raise Forbidden("Pages of other sites may not call this server.", code="bad_origin")
+
+
+def _name(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] if host.count(":") == 1 else host
+
+
+def _ours(name: str, allowed: Collection[str]) -> bool:
+    name = name.lower().rstrip(".")
+    if name == "localhost" or name in allowed:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,333 @@
+"""From a request's bytes to typed fields: what a client may send, and what is wrong when it is not.
+
+Unknown fields are ignored, as OpenAI-compatible servers do; fields that OpenAI knows and hxd does
+not support yet are refused by name, since ignoring them would change the answer in silence.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from hxd import wire
+from hxd.errors import CallerError
+
+MAX_CHOICES = 128
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 256
+MAX_MESSAGES = 4096
+MAX_BIASES = 1024
+MAX_TOP_K = 1 << 20
+MAX_TOKENS = 1 << 24  # beyond any context; smaller values are cut to the context's room
+_I64 = 1 << 63
+
+
+class Part(msgspec.Struct):
+    type: str
+    text: str | None = None
+
+
+class ChatMessage(msgspec.Struct):
+    role: str
+    content: str | list[Part] | None = None
+    name: str | None = None
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct):
+    type: str
+
+
+class Common(msgspec.Struct, kw_only=True):
+    """Fields that chat and text completions share."""
+
+    model: str
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repeat_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = None
+    user: str | None = None
+    # Known to OpenAI, refused unless neutral:
+    response_format: ResponseFormat | None = None
+
+
+class ChatRequest(Common, kw_only=True):
+    messages: list[ChatMessage]
+    max_completion_tokens: int | None = None
+    tools: msgspec.Raw | None = None
+    tool_choice: msgspec.Raw | None = None
+    functions: msgspec.Raw | None = None
+    function_call: msgspec.Raw | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    audio: msgspec.Raw | None = None
+    modalities: list[str] | None = None
+    prediction: msgspec.Raw | None = None
+    web_search_options: msgspec.Raw | None = None
+
+
+class CompletionRequest(Common, kw_only=True):
+    prompt: str | list[Any]
+    logprobs: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+
+R = TypeVar("R", bound=Common)
+_chat = msgspec.json.Decoder(ChatRequest)
+_completion = msgspec.json.Decoder(CompletionRequest)
+
+_WORDS = {
+    "str": "a string", "int": "an integer", "float": "a number", "bool": "a boolean",
+    "object": "an object", "array": "an array", "null": "null",
+}  # fmt: skip
+
+
+def parse_chat(body: bytes) -> ChatRequest:
+    request = _decode(_chat, body)
+    if not request.messages:
+        raise CallerError("messages: at least one message is needed", param="messages")
+    if len(request.messages) > MAX_MESSAGES:
+        raise CallerError(
+            f"messages: {len(request.messages)} messages; the limit is {MAX_MESSAGES}",
+            param="messages",
+        )
+    _refuse(
+        request,
+        ("tools", "tool_choice", "functions", "function_call", "audio", "prediction",
+         "web_search_options"),
+    )  # fmt: skip
+    if request.logprobs or request.top_logprobs:
+        raise _unsupported("top_logprobs" if request.top_logprobs else "logprobs")
+    if request.modalities not in (None, ["text"]):
+        raise _unsupported("modalities")
+    _check(request)
+    return request
+
+
+def parse_completion(body: bytes) -> CompletionRequest:
+    request = _decode(_completion, body)
+    if request.logprobs is not None:
+        raise _unsupported("logprobs")
+    if request.echo:
+        raise _unsupported("echo")
+    if request.suffix:
+        raise _unsupported("suffix")
+    if request.best_of is not None and request.best_of != (request.n or 1):
+        raise _unsupported("best_of")
+    _check(request)
+    return request
+
+
+def _decode(decoder: msgspec.json.Decoder[R], body: bytes) -> R:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CallerError(f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise CallerError("the body is nested too deeply") from None
+
+
+def _explain(message: str) -> CallerError:
+    """msgspec's words, path first: "temperature: expected a number, got a string"."""
+    what, _, path = message.partition(" - at ")
+    path = path.strip("`").removeprefix("key in ").strip("`").removeprefix("$").removeprefix(".")
+    if match := re.search(r"missing required field `(\w+)`", what):
+        param = f"{path}.{match[1]}".lstrip(".")
+        return CallerError(f"{param}: this field is required", param=param)
+    what = re.sub(
+        r"`([^`]*)`",
+        lambda m: " or ".join(_WORDS.get(word.strip(), word.strip()) for word in m[1].split("|")),
+        what,
+    )
+    what = what[:1].lower() + what[1:]
+    return CallerError(f"{path}: {what}" if path else what, param=path or None)
+
+
+def _unsupported(name: str) -> CallerError:
+    return CallerError(
+        f"{name}: this server does not support it yet", param=name, code="unsupported_parameter"
+    )
+
+
+_NEUTRAL = {"null", "[]", '"none"', '"auto"', "false"}
+
+
+def _refuse(request: Common, names: tuple[str, ...]) -> None:
+    for name in names:
+        raw: msgspec.Raw | None = getattr(request, name)
+        if raw is not None and bytes(raw).decode("utf-8", "replace").strip() not in _NEUTRAL:
+            raise _unsupported(name)
+
+
+def _check(request: Common) -> None:
+    def between(name: str, low: float, high: float) -> None:
+        value = getattr(request, name)
+        if value is not None and not (math.isfinite(value) and low <= value <= high):
+            raise CallerError(f"{name}: {value} is not between {low:g} and {high:g}", param=name)
+
+    between("max_tokens", 1, MAX_TOKENS)
+    if isinstance(request, ChatRequest):
+        between("max_completion_tokens", 1, MAX_TOKENS)
+    between("temperature", 0, 2)
+    between("top_p", 0, 1)
+    between("top_k", -1, MAX_TOP_K)
+    between("min_p", 0, 1)
+    between("presence_penalty", -2, 2)
+    between("frequency_penalty", -2, 2)
+    between("repeat_penalty", 0.01, 100)
+    between("seed", -_I64, _I64 - 1)
+    between("n", 1, MAX_CHOICES)
+    if request.response_format is not None and request.response_format.type != "text":
+        raise _unsupported("response_format")
+    _check_stops(request)
+
+
+def _check_stops(request: Common) -> None:
+    stops = stop_strings(request)
+    if len(stops) > MAX_STOPS:
+        raise CallerError(f"stop: {len(stops)} strings; the limit is {MAX_STOPS}", param="stop")
+    if any(not 1 <= len(stop) <= MAX_STOP_LENGTH for stop in stops):
+        raise CallerError(
+            f"stop: each string must have 1 to {MAX_STOP_LENGTH} characters", param="stop"
+        )
+
+
+def stop_strings(request: Common) -> list[str]:
+    if request.stop is None:
+        return []
+    return [request.stop] if isinstance(request.stop, str) else request.stop
+
+
+def sampling(request: Common) -> wire.Sampling:
+    def given(value: float | None, default: float) -> float:
+        return default if value is None else value
+
+    return wire.Sampling(
+        temperature=given(request.temperature, 1.0),
+        top_p=given(request.top_p, 1.0),
+        top_k=max(0, request.top_k or 0),
+        min_p=given(request.min_p, 0.0),
+        presence_penalty=given(request.presence_penalty, 0.0),
+        frequency_penalty=given(request.frequency_penalty, 0.0),
+        repeat_penalty=given(request.repeat_penalty, 1.0),
+        logit_bias=_biases(request),
+        ignore_eos=bool(request.ignore_eos),
+    )
+
+
+def _biases(request: Common) -> dict[int, float]:
+    biases = request.logit_bias or {}
+    if len(biases) > MAX_BIASES:
+        raise CallerError(
+            f"logit_bias: {len(biases)} tokens; the limit is {MAX_BIASES}", param="logit_bias"
+        )
+    read = {}
+    for token, bias in biases.items():
+        if not re.fullmatch(r"[0-9]{1,9}", token):
+            raise CallerError(f"logit_bias: {token!r} is not a token id", param="logit_bias")
+        if not -100 <= bias <= 100:
+            raise CallerError(
+                f"logit_bias.{token}: {bias} is not between -100 and 100", param="logit_bias"
+            )
+        read[int(token)] = bias
+    return read
+
+
+def plain_messages(request: ChatRequest) -> list[wire.Message]:
+    """The messages with their text parts joined."""
+    messages = []
+    for i, message in enumerate(request.messages):
+        if message.role not in ("system", "developer", "user", "assistant", "tool", "function"):
+            raise CallerError(
+                f"messages[{i}].role: {message.role!r} is not one of system, developer, user, "
+                "assistant",
+                param=f"messages[{i}].role",
+            )
+        if message.role in ("tool", "function"):
+            raise CallerError(
+                f"messages[{i}].role: this server does not support tools yet",
+                param=f"messages[{i}].role",
+                code="unsupported_parameter",
+            )
+        role = "system" if message.role == "developer" else message.role
+        messages.append(wire.Message(role, _text(message, i), message.name))
+    return messages
+
+
+def _text(message: ChatMessage, i: int) -> str:
+    content = message.content
+    where = f"messages[{i}].content"
+    if content is None:
+        if message.role == "assistant":
+            return ""
+        raise CallerError(f"{where}: this field is required", param=where)
+    if isinstance(content, str):
+        return content
+    texts = []
+    for j, part in enumerate(content):
+        if part.type not in ("text", "input_text"):
+            raise CallerError(
+                f"{where}[{j}].type: {part.type!r} is not supported; text is",
+                param=f"{where}[{j}].type",
+                code="unsupported_parameter",
+            )
+        if part.text is None:
+            raise CallerError(f"{where}[{j}].text: this field is required", param=where)
+        texts.append(part.text)
+    return "\n".join(texts)
+
+
+def prompts(request: CompletionRequest) -> list[str | list[int]]:
+    """The prompts of a text completion: one string, a list of them, token ids, or lists of ids."""
+    given = request.prompt
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise CallerError("prompt: must not be empty", param="prompt")
+    if all(type(item) is int for item in given):
+        return [_ids(given, "prompt")]
+    read: list[str | list[int]] = []
+    for i, item in enumerate(given):
+        if isinstance(item, str):
+            read.append(item)
+        elif isinstance(item, list) and item and all(type(token) is int for token in item):
+            read.append(_ids(item, f"prompt[{i}]"))
+        else:
+            raise CallerError(
+                f"prompt[{i}]: expected a string or a list of token ids", param="prompt"
+            )
+    if len(read) * (request.n or 1) > MAX_CHOICES:
+        raise CallerError(
+            f"prompt: {len(read)} prompts with n = {request.n or 1}; the limit is "
+            f"{MAX_CHOICES} answers in one request",
+            param="prompt",
+        )
+    return read
+
+
+def _ids(tokens: list[Any], where: str) -> list[int]:
+    for i, token in enumerate(tokens):
+        if not 0 <= token < 1 << 31:
+            raise CallerError(f"{where}[{i}]: {token} is not a token id", param="prompt")
+    return tokens

@@ -1,0 +1,112 @@
+"""The daemon's life: start, ready, drain, stop. A second signal ends it at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+import uvloop
+
+from hxd.clock import Clock, SystemClock
+from hxd.config import Config
+from hxd.daemon.build import Daemon, Inspection, build, inspect
+from hxd.daemon.systemd import notify, watchdog_interval
+from hxd.errors import ConfigError
+
+log = logging.getLogger("hxd")
+
+EXIT_FORCED = 130
+
+
+def serve(config: Config) -> None:
+    """Run until told to stop. Raises `ConfigError` when nothing could be served."""
+    logging.basicConfig(
+        level=config.log.level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    # aiohttp says the same of every request; our own lines are enough.
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    inspection = inspect(config)
+    findings = inspection.findings(config)
+    if findings and not inspection.sources:
+        raise ConfigError(findings)
+    for finding in findings:
+        log.error("%s; the other models are served", finding)
+    uvloop.run(_live(config, inspection, SystemClock()))
+
+
+async def _live(config: Config, inspection: Inspection, clock: Clock) -> None:
+    stop = _Signals()
+    async with build(config, inspection, clock) as daemon:
+        supervising = asyncio.create_task(daemon.supervisor.run(daemon.workers), name="supervisor")
+        watchdog = asyncio.create_task(_feed_watchdog(clock), name="watchdog")
+        try:
+            log.info("listening on http://%s:%d", daemon.address, daemon.port)
+            notify("READY=1", f"STATUS=serving {len(inspection.sources)} models")
+            await _until(stop.asked, supervising)
+            await _drain(daemon, clock)
+            await daemon.supervisor.stop()
+            await daemon.workers.gone()
+        finally:
+            notify("STOPPING=1")
+            daemon.workers.kill_all(list(daemon.supervisor.all()))
+            for task in (supervising, watchdog):
+                task.cancel()
+            await asyncio.gather(supervising, watchdog, return_exceptions=True)
+    log.info("stopped")
+
+
+async def _until(asked: asyncio.Event, supervising: asyncio.Task[None]) -> None:
+    """Until a signal comes; a supervisor that ends by itself is a bug, and ends the daemon."""
+    waiting = asyncio.create_task(asked.wait())
+    await asyncio.wait({waiting, supervising}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if supervising.done():
+        supervising.result()
+
+
+async def _drain(daemon: Daemon, clock: Clock) -> None:
+    """Refuse new requests and wait, bounded, for those that run."""
+    bound = daemon.config.limits.drain
+    daemon.status.draining = True
+    daemon.traffic.closing = True
+    log.info("draining running=%d bound=%gs", daemon.traffic.running, bound)
+    notify("STOPPING=1", f"STATUS=draining {daemon.traffic.running} requests")
+    deadline = clock.now() + bound
+    while daemon.traffic.running and clock.now() < deadline:
+        await clock.sleep(0.02)
+    if daemon.traffic.running:
+        log.warning("drain bound of %g s passed running=%d", bound, daemon.traffic.running)
+
+
+async def _feed_watchdog(clock: Clock) -> None:
+    interval = watchdog_interval()
+    while interval is not None:
+        notify("WATCHDOG=1")
+        await clock.sleep(interval)
+
+
+class _Signals:
+    """SIGTERM and SIGINT ask once; the second one ends the process, workers included."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ask, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _ask(self, number: signal.Signals) -> None:
+        if self.asked.is_set():
+            log.warning("second signal (%s): ending at once", number.name)
+            # Workers die with this process (PR_SET_PDEATHSIG).
+            os._exit(EXIT_FORCED)
+        log.info("signal=%s: draining; once more ends at once", number.name)
+        self.asked.set()
+
+    def _reload(self) -> None:
+        log.warning("SIGHUP: this version reads its configuration only at start")

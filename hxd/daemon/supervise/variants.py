@@ -1,0 +1,115 @@
+"""Makes the quantized file that a replica asks for, once, in a worker of its own.
+
+Files lie in the cache under a name made of the source's identity, so a changed source never meets
+an old copy. A file appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from hxd import gguf, wire
+from hxd.daemon.store.sources import Source
+from hxd.daemon.supervise.process import Program, WorkerProcess, describe_exit
+from hxd.daemon.supervise.replica import Replica
+from hxd.daemon.supervise.workers import PrepareError
+
+TEMPORARY = ".part"
+DEADLINE = 3600.0
+
+
+class Variants:
+    def __init__(self, cache: Path) -> None:
+        self._folder = cache / "variants"
+        self._locks: dict[Path, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def file_for(self, replica: Replica) -> Path | None:
+        """What `replica` loads; raises `PrepareError` or `OSError`."""
+        source = replica.source
+        if source.file is None or source.variant == source.stored:
+            return source.file
+        target = await asyncio.to_thread(self._target, source, source.file)
+        async with self._locks[target]:
+            if not await asyncio.to_thread(target.exists):
+                await self._quantize(source, source.file, target, replica)
+        return target
+
+    def _target(self, source: Source, file: Path) -> Path:
+        found = file.stat()
+        identity = f"{file}|{found.st_dev}|{found.st_ino}|{found.st_size}|{found.st_mtime_ns}"
+        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / f"{file.stem}-{key}-{source.variant}.gguf"
+
+    async def _quantize(self, source: Source, file: Path, target: Path, replica: Replica) -> None:
+        part = target.with_suffix(TEMPORARY)
+        plugin = source.plugin
+        told = _Told(lambda note: setattr(replica, "note", note))
+        program = Program(plugin.manifest.name, plugin.folder, plugin.digest)
+        worker = await WorkerProcess.spawn(program, told)
+        try:
+            async with asyncio.timeout(DEADLINE):
+                await told.hello.wait()
+                threads = len(os.sched_getaffinity(0))
+                worker.link.send(wire.Quantize(str(file), str(part), source.variant, threads))
+                code = await worker.wait()
+        except TimeoutError:
+            raise PrepareError(f"quantizing to {source.variant} took over {DEADLINE:g} s") from None
+        finally:
+            worker.kill()
+            await worker.wait()
+        if code != 0 or told.failed is not None:
+            why = told.failed or f"the worker {describe_exit(code)}"
+            raise PrepareError(f"can't make the variant {source.variant}: {why}")
+        await asyncio.to_thread(_publish, part, target)
+
+
+def _publish(part: Path, target: Path) -> None:
+    """Whole and on disk before it can be seen under its name."""
+    try:
+        gguf.read_header(part)
+    except gguf.ModelFileError as error:
+        raise PrepareError(f"the quantizer wrote a bad file: {error}") from None
+    with part.open("rb") as stream:
+        os.fsync(stream.fileno())
+    part.rename(target)
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def clean(cache: Path) -> None:
+    """Remove what a crash left half-written."""
+    for part in (cache / "variants").glob(f"*{TEMPORARY}"):
+        part.unlink(missing_ok=True)
+
+
+class _Told:
+    """What a quantizing worker says."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+        self.hello = asyncio.Event()
+        self.failed: str | None = None
+
+    def received(self, frame: wire.Hello | wire.Loaded | wire.Failed | wire.Progress) -> None:
+        match frame:
+            case wire.Hello():
+                self.hello.set()
+            case wire.Failed():
+                self.failed = frame.message
+            case wire.Progress():
+                self._note(f"{frame.note} {frame.share:.0%}")
+
+    def lost(self, reason: str, *, at_fault: bool) -> None:
+        # A worker that died before its hello must not be waited for.
+        self.hello.set()
+        if at_fault:
+            self.failed = reason
