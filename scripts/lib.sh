@@ -50,9 +50,10 @@ need_packages() { # WHY PACKAGE...: installs the packages, or says which to inst
         "Its messages are above. Then try again."
 }
 
-apt_get() {
+apt_get() { # its own account of each package, less the lines that only say what comes next
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get -q -o DPkg::Lock::Timeout=300 "$@" </dev/null >&2
+        apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 "$@" </dev/null 2>&1 |
+        sed -u -e '/^Selecting /d' -e '/^Preparing /d' -e '/^Unpacking /d' -e '/^(Reading /d' >&2
 }
 
 find_python() { # prints a Python that is new enough and can make environments
