@@ -1,4 +1,4 @@
-"""What an operator may set, and how it is read: `load(path)` gives a `Config` or a `ConfigError`."""
+"""What an operator may set, and how it is read: `load(path)` gives a `Config`."""
 
 from hxd.config.load import load
 from hxd.config.settings import AuthSettings as AuthSettings

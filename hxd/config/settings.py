@@ -1,6 +1,8 @@
 """Every setting, declared once: default, unit, help. `docs/config.md` and `etc/hxd.toml` are
 generated from these declarations by `scripts/config-docs`, and a test compares them."""
 
+# ruff: noqa: RUF009  (the calls make dataclass fields, which is what the rule wants)
+
 from __future__ import annotations
 
 import os
@@ -181,8 +183,8 @@ class ModelSettings:
     variants: tuple[str, ...] = _setting(
         (),
         kinds.texts,
-        "Quantizations to use, best first, such as `q8_0` or `q4_k_m`; made from the source when it "
-        "is another one. The first is served. None: the source as it is.",
+        "Quantizations to use, best first, such as `q8_0` or `q4_k_m`; made from the source when "
+        "it is another one. The first is served. None: the source as it is.",
     )
     threads: int = _setting(
         0, kinds.integer(0, 1024), "CPU threads per worker; 0 chooses by the machine and the model."

@@ -28,7 +28,7 @@ def notify(*assignments: str) -> None:
 
 
 def watchdog_interval() -> float | None:
-    """Seconds between watchdog messages, half of what systemd allows; None when it asks for none."""
+    """Seconds between watchdog messages, half of what systemd allows; None if it asks for none."""
     allowed = os.environ.get("WATCHDOG_USEC", "")
     for_us = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     return int(allowed) / 2_000_000 if allowed.isdecimal() and for_us else None

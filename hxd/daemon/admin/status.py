@@ -1,4 +1,4 @@
-"""The state of the box, read from its parts for whoever shows it: health routes, `hxctl`, metrics."""
+"""The state of the box, read from its parts for whoever shows it: health routes, hxctl, metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client reads: OpenAI's objects, whole or as server-sent events. Knows nothing of workers."""
+"""What a client reads: OpenAI's objects, whole or as server-sent events. Knows no workers."""
 
 from __future__ import annotations
 

@@ -36,6 +36,8 @@ class Link(asyncio.Protocol):
         self._pings: dict[int, asyncio.Future[wire.Pong]] = {}
         self._ping = 0
         self.calls: dict[int, Sink] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.closed = False
 
     @classmethod
@@ -64,17 +66,26 @@ class Link(asyncio.Protocol):
                     if sink := self.calls.get(delta.id):
                         sink(delta)
             case wire.Done():
-                if sink := self.calls.pop(frame.id, None):
-                    sink(frame)
-            case wire.Failed() if frame.id is not None:
-                if sink := self.calls.pop(frame.id, None):
-                    sink(frame)
+                self._end(frame.id, frame)
+            case wire.Failed(id=int(id)):
+                self._end(id, frame)
             case wire.Pong():
                 waiter = self._pings.pop(frame.n, None)
                 if waiter is not None and not waiter.done():
                     waiter.set_result(frame)
             case _:
                 self._owner.received(frame)
+
+    def _end(self, id: int, answer: wire.Done | wire.Failed) -> None:
+        sink = self.calls.pop(id, None)
+        if not self.calls:
+            self._idle.set()
+        if sink is not None:
+            sink(answer)
+
+    async def idle(self) -> None:
+        """Wait until no call is in flight."""
+        await self._idle.wait()
 
     def send(self, frame: wire.Frame) -> None:
         if self._transport is not None and not self.closed:
@@ -85,6 +96,7 @@ class Link(asyncio.Protocol):
             sink(_gone(frame.id, "the worker is gone"))
             return
         self.calls[frame.id] = sink
+        self._idle.clear()
         self.send(frame)
 
     async def ping(self) -> wire.Pong:
@@ -110,6 +122,7 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         calls, self.calls = self.calls, {}
+        self._idle.set()
         for id, sink in calls.items():
             sink(_gone(id, reason))
         pings, self._pings = self._pings, {}

@@ -1,4 +1,4 @@
-"""One worker process: spawn it on a socketpair, keep its last words, end its whole group, reap it."""
+"""One worker process: spawn it on a socketpair, keep its last words, end its group, reap it."""
 
 from __future__ import annotations
 

@@ -161,8 +161,8 @@ class Workers:
 
     async def _drain(self, replica: Replica, generation: int) -> None:
         worker = replica.worker
-        while worker is not None and worker.link.calls:
-            await asyncio.sleep(0.02)
+        if worker is not None:
+            await worker.link.idle()
         self._post(Message(replica, generation, Event.EMPTY))
 
     def end(self, replica: Replica, *, gently: bool) -> None:

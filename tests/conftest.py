@@ -1,0 +1,19 @@
+"""Fixtures: one shared daemon with the demo model and echo models for the tests that only ask."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.support import DEMO, Daemon, echo, running, write_config
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Daemon]:
+    """Demo model with two replicas of four slots, `echo` as fast as it can, `slow` at 20 tokens/s
+    with two slots and a queue of two. Tests may ask it anything, and must not stop or harm it."""
+    models = DEMO.format(replicas=2) + echo() + echo("slow", slots=2, queue=2, options={"rate": 20})
+    async with running(write_config(tmp_path_factory.mktemp("shared"), models)) as daemon:
+        yield daemon
