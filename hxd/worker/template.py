@@ -1,9 +1,9 @@
 """Chat templates: from messages to one prompt, in a sandbox.
 
 A template comes from a model file and may be hostile. Protects: Python's internals and the file
-system (Jinja's immutable sandbox), memory (output is bounded), time (checked whenever the template
-gives output). Does not protect against a loop that computes for long without any output; the
-supervisor's stall detection ends a worker that hangs there.
+system (Jinja's immutable sandbox), memory (products of strings and the whole output are bounded),
+time (checked at every piece of output and in every `range`). Does not protect against nested loops
+over a very long conversation that give no output, nor against filters that pad to a huge width.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import datetime
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Sized
+from functools import partial
 from typing import Any
 
 from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hxd.hookspecs import RequestRefused
@@ -24,12 +26,66 @@ from hxd.wire import Message
 
 MAX_SECONDS = 2.0
 MAX_OUTPUT = 32 << 20
+MAX_REPEATED = 1 << 20
+MAX_RANGE = 100_000
 
 # Used where a model brings no template: names of the roles in plain words.
 PLAIN = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
+
+
+class _Clock:
+    """When the rendering at hand must have ended."""
+
+    def __init__(self) -> None:
+        self.deadline = 0.0
+
+    def start(self) -> None:
+        self.deadline = time.monotonic() + MAX_SECONDS
+
+    def check(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise SecurityError("it takes too long")
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Bounds what a few characters of template can blow up; raises `SecurityError`."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**" and not (_small(left) and _small(right)):
+            raise SecurityError("a power of large numbers")
+        if operator == "*":
+            for value, times in ((left, right), (right, left)):
+                repeats = isinstance(value, Sized) and isinstance(times, int)
+                if repeats and len(value) * times > MAX_REPEATED:
+                    raise SecurityError("a product of great length")
+        return super().call_binop(context, operator, left, right)
+
+
+def _small(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= 1000
+
+
+class _Range:
+    """`range` with an eye on the clock."""
+
+    def __init__(self, clock: _Clock, *arguments: int) -> None:
+        self._clock = clock
+        self._range = range(*arguments)
+        if len(self._range) > MAX_RANGE:
+            raise SecurityError(f"a range of more than {MAX_RANGE}")
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __iter__(self) -> Iterator[int]:
+        for i in self._range:
+            self._clock.check()
+            yield i
 
 
 def _raise(message: str) -> None:
@@ -45,13 +101,15 @@ class ChatTemplate:
     """One model's template. `special_texts`: spellings of its control tokens."""
 
     def __init__(self, source: str | None, *, bos: str, eos: str, special_texts: Sequence[str]):
-        environment = ImmutableSandboxedEnvironment(
+        self._clock = _Clock()
+        environment = _Sandbox(
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols"],
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise
+        environment.globals["range"] = partial(_Range, self._clock)
         environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
         self._template = environment.from_string(source or PLAIN)
         self._bos, self._eos = bos, eos
@@ -68,7 +126,7 @@ class ChatTemplate:
         conversation.
         """
         plain = [self._plain(message) for message in messages]
-        deadline = time.monotonic() + MAX_SECONDS
+        self._clock.start()
         parts: list[str] = []
         size = 0
         try:
@@ -81,9 +139,10 @@ class ChatTemplate:
             ):
                 parts.append(part)
                 size += len(part)
-                if size > MAX_OUTPUT or time.monotonic() > deadline:
-                    raise RequestRefused("the chat template takes too long for this conversation")
-        except (SecurityError, TemplateError, OverflowError, TypeError, ValueError) as error:
+                self._clock.check()
+                if size > MAX_OUTPUT:
+                    raise SecurityError("it gives too much text")
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise RequestRefused(
                 f"the model's chat template does not take this conversation: {error}"
             ) from None
