@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 MODEL = "hxd-demo"
 FIRST_PORT = 8420
 PORTS_TRIED = 20
+SPEED_TOKENS = 20
 
 
 class DemoError(Exception):
@@ -172,8 +173,9 @@ def answer(url: str, question: str, temperature: float | None) -> None:
     if first is None or last is None:
         raise DemoError("the answer is empty")
     line = f"   first token after {(first - began) * 1000:.0f} ms"
-    # The first token comes at the end of the prompt's own pass, so it isn't part of the speed.
-    if tokens > 1 and last > first:
+    # The first token comes at the end of the prompt's own pass, so it isn't part of the speed;
+    # and the speed of a few tokens means nothing.
+    if tokens >= SPEED_TOKENS and last > first:
         line += f", then {(tokens - 1) / (last - first):.0f} tokens/s ({tokens} tokens)"
     print(line, file=sys.stderr)
 
