@@ -3,7 +3,8 @@
 # are missing, and .venv with exactly the packages of requirements/*.txt. It writes .venv,
 # .venv.lock and .venv.log and, through apt-get, the system; nothing else.
 #
-#   need_system        Python 3.11 or newer, by apt-get where it is missing
+#   need_system        Python 3.11 or newer, OpenMP's library and, if llama.cpp must be built, a
+#                      C++ compiler: by apt-get, and only what is missing
 #   make_venv SET      .venv holds requirements/SET.txt (llama or dev; dev includes llama)
 #
 # Both return at once when there is nothing to do. Both end the script with a message on failure.
@@ -15,7 +16,7 @@ venv=$root/.venv
 log=$root/.venv.log # what pip and the compiler said in the last install
 
 # An environment set up for another project must not leak into this one.
-unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_ROOT
+unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_ROOT PIP_CONSTRAINT
 export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say() { printf '%s\n' "$*" >&2; }
@@ -29,20 +30,27 @@ die() {
 
 # --- the system ---------------------------------------------------------------------------------
 
-as_root=()
+need_system() {
+    local missing=()
+    find_python >/dev/null || missing+=(python3 python3-venv)
+    command -v flock >/dev/null || missing+=(util-linux)
+    have_openmp || missing+=(libgomp1)
+    llama_installed || llama_kept || have_compiler || missing+=(g++)
+    ((${#missing[@]} == 0)) || need_packages "${missing[@]}"
+    find_python >/dev/null || die "hxd needs Python 3.11 or newer with venv; the one here is older." \
+        "Debian 12 and later have a newer one; or put a python3.11 or newer on PATH."
+}
 
-need_packages() { # WHY PACKAGE...: installs the packages, or says which to install
-    local why=$1
-    shift
-    command -v apt-get >/dev/null || die "$why, and this is not a Debian with apt-get." \
+need_packages() { # PACKAGE...: installs them, or ends with their names
+    as_root=() # the words that go before a command that takes root
+    command -v apt-get >/dev/null || die "this is not a Debian with apt-get, and something is missing." \
         "Install what your system has for these Debian packages, then try again: $*"
-    as_root=()
     if ((EUID != 0)); then
-        command -v sudo >/dev/null || die "$why, and installing it takes root (there is no sudo)." \
-            "As root: apt-get install $*"
+        command -v sudo >/dev/null || die "something is missing, and installing it takes root" \
+            "(there is no sudo). As root: apt-get install $*"
         as_root=(sudo)
     fi
-    say "$why: installing $*"
+    say "installing with apt-get: $*"
     # Finishes what an earlier, interrupted run left half configured.
     "${as_root[@]}" dpkg --configure -a >&2 || true
     apt_get update || say "apt-get update failed; trying with the package lists that are there"
@@ -68,20 +76,14 @@ find_python() { # prints a Python that is new enough and can make environments
     return 1
 }
 
-need_system() {
-    find_python >/dev/null && return
-    need_packages "hxd needs Python 3.11 or newer with venv" python3 python3-venv
-    find_python >/dev/null || die "the Python here is older than 3.11." \
-        "Debian 12 and later have a newer one; or put a python3.11 or newer on PATH."
-}
-
 have_compiler() {
     [[ -n ${CXX-} ]] || command -v c++ >/dev/null || command -v g++ >/dev/null ||
         command -v clang++ >/dev/null
 }
 
 have_openmp() { # the run-time library that llama.cpp's threads come from
-    PATH=$PATH:/usr/sbin:/sbin ldconfig -p 2>/dev/null | grep -q 'libgomp\.so\.1'
+    # Not grep -q: it would end ldconfig by SIGPIPE, and with pipefail that reads as "absent".
+    PATH=$PATH:/usr/sbin:/sbin ldconfig -p 2>/dev/null | grep 'libgomp\.so\.1' >/dev/null
 }
 
 # --- a long step ----------------------------------------------------------------------------------
@@ -164,12 +166,11 @@ pip_install() { # LABEL ARGUMENT...
 }
 
 make_venv() { # SET
-    local set=$1
+    local wanted=$1
     # dev holds everything that llama does.
-    if installed "$set" || installed dev; then
+    if installed "$wanted" || installed dev; then
         return
     fi
-    command -v flock >/dev/null || need_packages "installing takes a lock with flock" util-linux
     # Whoever comes second waits, and then finds the work done. pip inherits the lock: if this
     # script is killed, the next one still waits for what it left running.
     exec 9>"$root/.venv.lock"
@@ -177,8 +178,8 @@ make_venv() { # SET
         say "another install into $venv is running; waiting for it"
         flock 9
     fi
-    if ! installed "$set" && ! installed dev; then
-        install_locked "$set"
+    if ! installed "$wanted" && ! installed dev; then
+        install_locked "$wanted"
     fi
     exec 9>&-
 }
@@ -194,7 +195,6 @@ install_locked() { # SET, with the lock held
     fi
     pip_install "build tools" --require-hashes -r "$root/requirements/build.txt" ||
         install_failed "the build tools could not be installed."
-    have_openmp || need_packages "llama.cpp needs OpenMP's run-time library" libgomp1
     install_llama
     pip_install "packages ($set)" --require-hashes -r "$root/requirements/$set.txt" ||
         install_failed "the packages of requirements/$set.txt could not be installed."
@@ -214,39 +214,41 @@ llama_runs() {
     "$venv/bin/python" -c 'import llama_cpp; llama_cpp.llama_backend_init()' >>"$log" 2>&1
 }
 
+llama_kept() { # pip has kept a wheel from an earlier build
+    local cache=${PIP_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME-}/.cache}/pip}
+    [[ -n $(find "$cache/wheels" -name "llama_cpp_python-$(llama_version)-*.whl" 2>/dev/null) ]]
+}
+
 # llama-cpp-python comes as source and is built for this machine's processor, which takes minutes;
 # pip keeps the wheel, so that happens once per machine and user.
 install_llama() {
-    local label="llama.cpp" wheel status=0
+    local status=0
     if ! llama_installed; then
-        wheel=$("$venv/bin/python" -m pip cache list --format=abspath \
-            "llama_cpp_python-$(llama_version)-*" 2>/dev/null) || wheel=
-        if [[ -z $wheel ]]; then
-            have_compiler || need_packages "building llama.cpp takes a C++ compiler" g++
-            label="building llama.cpp (some minutes, once)"
-        fi
-        if ! install_llama_packages "$label"; then
-            # A wheel in the cache may be for another Python.
-            if have_compiler; then install_failed "llama-cpp-python could not be installed."; fi
-            need_packages "building llama.cpp takes a C++ compiler" g++
-            install_llama_packages "building llama.cpp (some minutes, once)" ||
-                install_failed "llama-cpp-python could not be installed."
+        if llama_kept; then
+            # What was kept may be for another Python, and pip then tries to build.
+            llama_packages "llama.cpp" || build_llama
+        else
+            build_llama
         fi
     fi
     llama_runs || status=$?
     if ((status == 132)); then # SIGILL
         say "the llama.cpp that pip kept was built for another processor; building it again"
-        have_compiler || need_packages "building llama.cpp takes a C++ compiler" g++
         "$venv/bin/python" -m pip cache remove "llama_cpp_python-*" >>"$log" 2>&1 || true
-        install_llama_packages "building llama.cpp (some minutes, once)" --force-reinstall ||
-            install_failed "llama-cpp-python could not be built."
+        build_llama --force-reinstall
         status=0
         llama_runs || status=$?
     fi
     ((status == 0)) || install_failed "llama-cpp-python is installed and does not load."
 }
 
-install_llama_packages() { # LABEL [ARGUMENT...]
+build_llama() { # [ARGUMENT...]
+    have_compiler || need_packages g++
+    llama_packages "building llama.cpp (some minutes, once)" "$@" ||
+        install_failed "llama-cpp-python could not be built."
+}
+
+llama_packages() { # LABEL [ARGUMENT...]
     local label=$1
     shift
     pip_install "$label" "$@" --require-hashes -r "$root/requirements/llama.txt"
