@@ -69,12 +69,15 @@ class Daemon:
         self._grown = asyncio.Condition()
         self._reader = asyncio.create_task(self._read())
 
+    @staticmethod
+    def command(config: Path) -> tuple[str, ...]:
+        return (*HXD, "serve", "--config", str(config))
+
     @classmethod
     async def start(cls, config: Path, *, seconds: float = 60) -> Daemon:
         """Started and listening; its models may still load."""
         process = await asyncio.create_subprocess_exec(
-            *HXD,
-            *("serve", "--config", str(config)),
+            *cls.command(config),
             stderr=asyncio.subprocess.PIPE,
             cwd=ROOT,
         )
@@ -116,9 +119,14 @@ class Daemon:
     def workers(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    async def stop(self, number: signal.Signals = signal.SIGTERM, *, seconds: float = 60) -> int:
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send `number` and wait; a second SIGTERM ends a daemon at once."""
         if self.process.returncode is None:
             self.process.send_signal(number)
+        return await self.ended()
+
+    async def ended(self, *, seconds: float = 60) -> int:
+        """The exit code, once the daemon has ended by itself."""
         async with asyncio.timeout(seconds):
             code = await self.process.wait()
             await self._reader
@@ -145,11 +153,13 @@ async def post(
 ) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, JSON and headers of a POST; a `bytes` body goes out as it is."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    async with aiohttp.ClientSession() as session:
-        async with session.post(
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
             url, data=raw, headers={"Content-Type": "application/json", **(headers or {})}
-        ) as response:
-            return response.status, await response.json(), dict(response.headers)
+        ) as response,
+    ):
+        return response.status, await response.json(), dict(response.headers)
 
 
 async def get(url: str, **headers: str) -> tuple[int, dict[str, Any]]:

@@ -53,7 +53,7 @@ async def _live(config: Config, inspection: Inspection, clock: Clock) -> None:
             await daemon.workers.gone()
         finally:
             notify("STOPPING=1")
-            daemon.workers.kill_all(list(daemon.supervisor.all()))
+            daemon.workers.kill_all(daemon.supervisor.all())
             for task in (supervising, watchdog):
                 task.cancel()
             await asyncio.gather(supervising, watchdog, return_exceptions=True)
@@ -81,6 +81,8 @@ async def _drain(daemon: Daemon, clock: Clock) -> None:
         await clock.sleep(0.02)
     if daemon.traffic.running:
         log.warning("drain bound of %g s passed running=%d", bound, daemon.traffic.running)
+        message = f"the server is shutting down; it waited {bound:g} s for this request"
+        daemon.workers.give_up_calls(daemon.supervisor.all(), message, "draining")
 
 
 async def _feed_watchdog(clock: Clock) -> None:

@@ -93,7 +93,7 @@ class Link(asyncio.Protocol):
 
     def generate(self, frame: wire.Generate, sink: Sink) -> None:
         if self.closed:
-            sink(_gone(frame.id, "the worker is gone"))
+            sink(wire.Failed(frame.id, Fault.BACKEND, "the worker is gone", "worker_died"))
             return
         self.calls[frame.id] = sink
         self._idle.clear()
@@ -113,6 +113,18 @@ class Link(asyncio.Protocol):
         finally:
             self._pings.pop(n, None)
 
+    def give_up(self, message: str, code: str) -> None:
+        """End every call in flight as failed by hxd; the worker itself goes on."""
+        for id in self.calls:
+            self.send(wire.Cancel(id))
+        self._fail_calls(Fault.HXD, message, code)
+
+    def _fail_calls(self, fault: Fault, message: str, code: str) -> None:
+        calls, self.calls = self.calls, {}
+        self._idle.set()
+        for id, sink in calls.items():
+            sink(wire.Failed(id, fault, message, code))
+
     def close(self, reason: str, *, at_fault: bool = False) -> None:
         """Ends every call in flight as failed by the backend, then tells the owner, once.
         `at_fault`: the worker broke the protocol."""
@@ -121,16 +133,9 @@ class Link(asyncio.Protocol):
         self.closed = True
         if self._transport is not None:
             self._transport.abort()
-        calls, self.calls = self.calls, {}
-        self._idle.set()
-        for id, sink in calls.items():
-            sink(_gone(id, reason))
+        self._fail_calls(Fault.BACKEND, f"the worker died: {reason}", "worker_died")
         pings, self._pings = self._pings, {}
         for waiter in pings.values():
             if not waiter.done():
                 waiter.set_exception(ConnectionError(reason))
         self._owner.lost(reason, at_fault=at_fault)
-
-
-def _gone(id: int, reason: str) -> wire.Failed:
-    return wire.Failed(id, Fault.BACKEND, f"the worker died: {reason}", "worker_died")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,13 @@ class Workers:
         while lives := [task for task in self._lives.values() if not task.done()]:
             await asyncio.wait(lives)
 
-    def kill_all(self, replicas: list[Replica]) -> None:
+    def give_up_calls(self, replicas: Iterable[Replica], message: str, code: str) -> None:
+        """End what is still running, with an error that the client reads."""
+        for replica in replicas:
+            if replica.worker is not None:
+                replica.worker.link.give_up(message, code)
+
+    def kill_all(self, replicas: Iterable[Replica]) -> None:
         for replica in replicas:
             if replica.worker is not None:
                 replica.worker.kill()
