@@ -136,6 +136,7 @@ stop_group() { # PID of a group's leader: asks it to end, then makes it
 }
 
 install_failed() { # WHAT: the end of the log, and what to do
+    rm -f "$venv/.installing"
     tail -n 40 "$log" | sed 's/^/  | /' >&2
     die "$1" "The whole log: $log" "Run the same command again to go on from here."
 }
@@ -188,17 +189,20 @@ install_locked() { # SET, with the lock held
     local set=$1
     rm -f "$venv"/.installed-*
     : >"$log"
-    if [[ ! -f $venv/.made || $(<"$venv/.made") != "$(python_here)" ]]; then
+    # An install that was cut off may have left packages that look whole; pip's own failures don't.
+    if [[ -e $venv/.installing || ! -f $venv/.made || $(<"$venv/.made") != "$(python_here)" ]]; then
         run_logged "making $venv" "$(find_python)" -m venv --clear "$venv" ||
             install_failed "the environment could not be made."
         python_here >"$venv/.made"
     fi
+    : >"$venv/.installing"
     pip_install "build tools" --require-hashes -r "$root/requirements/build.txt" ||
         install_failed "the build tools could not be installed."
     install_llama
     pip_install "packages ($set)" --require-hashes -r "$root/requirements/$set.txt" ||
         install_failed "the packages of requirements/$set.txt could not be installed."
     pip_install "hxd" --no-deps --editable "$root" || install_failed "hxd could not be installed."
+    rm "$venv/.installing"
     digest "$set" >"$venv/.installed-$set.new"
     mv "$venv/.installed-$set.new" "$venv/.installed-$set"
 }
