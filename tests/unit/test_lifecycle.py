@@ -174,6 +174,16 @@ async def test_what_a_former_process_says_late_changes_nothing() -> None:
         assert not scene.task.done()
 
 
+@pytest.mark.parametrize("event", [Event.HELLO, Event.LOADED])
+async def test_a_worker_that_speaks_out_of_turn_dies_and_the_supervisor_lives(event: Event) -> None:
+    async with Scene() as scene:
+        await scene.bring_up()
+        await scene.tell(event)
+        assert scene.replica.state is State.FAILED
+        assert scene.replica.problem == f"the worker said '{event.value}' while ready"
+        assert not scene.task.done()
+
+
 async def test_a_load_that_takes_too_long_is_a_death() -> None:
     async with Scene() as scene:
         await scene.tell(Event.HELLO)

@@ -102,7 +102,9 @@ class Gate:
     async def wait(self, place: asyncio.Future[Lease], seconds: float) -> Lease:
         """The lease, once granted; raises `Unavailable` when that takes over `seconds`."""
         try:
-            return await asyncio.wait_for(place, seconds)
+            # Not wait_for: in Python 3.11 it swallows a cancel that meets the grant.
+            async with asyncio.timeout(seconds):
+                return await place
         except TimeoutError:
             raise Unavailable(
                 f"no slot of {self._model!r} became free within {seconds:g} s",

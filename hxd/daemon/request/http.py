@@ -10,6 +10,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import product
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
@@ -30,7 +31,7 @@ CLIENT_LEFT = 499  # nginx's code for a client that closed the connection; only 
 
 @dataclass(frozen=True)
 class Entry:
-    """One route. `role` None is open to everyone; `work` counts as traffic: refused while the
+    """One route, served below `/api` too unless it is an operator's. `role` None is open to everyone; `work` counts as traffic: refused while the
     daemon drains, and waited for."""
 
     method: str
@@ -68,8 +69,10 @@ class Front:
             middlewares=[self._trusted if trusted else self._public],
         )
         for entry in entries:
-            for prefix in ("", "/api") if entry.path.startswith("/v1") else ("",):
-                route = app.router.add_route(entry.method, prefix + entry.path, entry.handler)
+            methods = ("GET", "HEAD") if entry.method == "GET" else (entry.method,)
+            prefixes = ("",) if entry.path.startswith("/admin") else ("", "/api")
+            for method, prefix in product(methods, prefixes):
+                route = app.router.add_route(method, prefix + entry.path, entry.handler)
                 self._entries[route] = entry
         return app
 

@@ -63,6 +63,6 @@ class Catalog:
                 "version": source.version,
                 "variant": source.variant,
                 "plugin": source.plugin.manifest.name,
-                "context": source.settings.context,
+                "context": source.context,
             },
         }

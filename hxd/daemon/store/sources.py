@@ -27,7 +27,8 @@ FILE_TYPES = {
 @dataclass(frozen=True)
 class Source:
     """What one model's workers load. `variant` is the one wanted, `stored` the one in `file`;
-    where they differ, a quantized copy is made first. `estimate` is bytes for one replica."""
+    where they differ, a quantized copy is made first. `context` is tokens per sequence, never more
+    than the model was trained for; `estimate` bytes for one replica."""
 
     name: str
     settings: ModelSettings
@@ -36,6 +37,7 @@ class Source:
     version: int
     variant: str
     stored: str
+    context: int
     estimate: int
 
 
@@ -91,6 +93,7 @@ def _resolve(
     variant = settings.variants[0] if settings.variants else stored
     if variant != stored and header is None:
         raise SourceError("variants", f"only GGUF files can be quantized; this is {stored}")
+    context = _context(header, settings)
     return Source(
         name=name,
         settings=settings,
@@ -99,7 +102,8 @@ def _resolve(
         version=version,
         variant=variant,
         stored=stored,
-        estimate=_estimate(header, file, settings),
+        context=context,
+        estimate=_estimate(header, file, context * settings.slots),
     )
 
 
@@ -119,8 +123,15 @@ def _variant(header: Header | None) -> str:
     return FILE_TYPES.get(kind, "unknown") if isinstance(kind, int) else "unknown"
 
 
-def _estimate(header: Header | None, file: Path | None, settings: ModelSettings) -> int:
-    """Bytes for one replica: weights, and a KV cache of f16 for every slot's whole context."""
+def _context(header: Header | None, settings: ModelSettings) -> int:
+    trained = header and header.metadata.get(f"{header.architecture}.context_length")
+    if not isinstance(trained, int) or trained <= 0:
+        return settings.context
+    return min(settings.context, trained)
+
+
+def _estimate(header: Header | None, file: Path | None, cells: int) -> int:
+    """Bytes for one replica: weights, and a KV cache of f16 with `cells` tokens."""
     if header is None or file is None:
         return file.stat().st_size if file else 0
     meta, arch = header.metadata, header.architecture
@@ -135,4 +146,4 @@ def _estimate(header: Header | None, file: Path | None, settings: ModelSettings)
     value_length = number("attention.value_length", key_length)
     kv_heads = number("attention.head_count_kv", heads)
     per_token = number("block_count", 0) * kv_heads * (key_length + value_length) * 2
-    return header.size + per_token * settings.context * settings.slots
+    return header.size + per_token * cells

@@ -17,7 +17,7 @@ from typing import Protocol
 from hxd import wire
 from hxd.clock import Clock
 from hxd.daemon.store.sources import Source
-from hxd.daemon.supervise.lifecycle import ALIVE, COMING, Event, State, after
+from hxd.daemon.supervise.lifecycle import ALIVE, COMING, TRANSITIONS, Event, State, after
 from hxd.daemon.supervise.replica import Replica
 
 log = logging.getLogger("hxd.supervise")
@@ -26,6 +26,7 @@ HELLO_SECONDS = 60.0  # import of a plugin and its libraries, on a cold disk
 WARM_SECONDS = 120.0  # one token through the whole model, read from a cold disk
 # A replica that has died so often in a row is not counted on by waiting requests.
 HOPEFUL_DEATHS = 2
+SAID_BY_WORKERS = frozenset({Event.HELLO, Event.LOADED, Event.WARMED})
 
 
 @dataclass(frozen=True)
@@ -153,24 +154,28 @@ class Supervisor:
                 self.post(Message(replica, replica.generation, Event.DRAIN))
 
     def _apply(self, message: Message) -> None:
-        replica, event = message.replica, message.event
+        replica, event, detail = message.replica, message.event, message.detail
         if message.generation != replica.generation:
             return
         if message.while_in is not None and message.while_in is not replica.state:
             return
+        if event in SAID_BY_WORKERS and (replica.state, event) not in TRANSITIONS:
+            # A hostile worker may say anything at any time; that must end it, and not the daemon.
+            detail = f"the worker said {event.value!r} while {replica.state.value}"
+            event = Event.DIED
         old, new = replica.state, after(replica.state, event)
         now = self._clock.now()
         healthy = now - replica.since if old is State.READY else 0.0
         replica.state, replica.since = new, now
         if new is State.FAILED:
-            replica.problem = message.detail
+            replica.problem = detail
         elif new in (State.READY, State.STOPPED):
             replica.problem, replica.note = None, ""
         if event is Event.LOADED:
             replica.loaded = message.loaded
         if event in (Event.START, Event.RESTART) or new not in ALIVE:
             replica.generation += 1
-        self._log(replica, old, event, message.detail)
+        self._log(replica, old, event, detail)
         for order in decide(event, new):
             self._perform(order, replica, healthy)
         for listener in self.listeners:

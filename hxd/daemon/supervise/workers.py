@@ -25,6 +25,7 @@ UNLOAD_GRACE = 3.0
 TERM_GRACE = 2.0
 # An exit says more than the end of the link that comes just before it.
 EXIT_WAIT = 2.0
+SAID_LIMIT = 1000  # characters of a worker's own words that are kept
 
 Post = Callable[[Message], None]
 Prepare = Callable[[Replica], Awaitable[Path | None]]
@@ -98,7 +99,7 @@ class Workers:
             wire.Load(
                 model=source.name,
                 path=None if file is None else str(file),
-                context=settings.context,
+                context=source.context,
                 slots=settings.slots,
                 threads=settings.threads,
                 options=settings.options,
@@ -247,9 +248,9 @@ class _Voice:
             case wire.Loaded():
                 self._post(Message(self._replica, self._generation, Event.LOADED, loaded=frame))
             case wire.Failed():
-                self._said = frame.message
+                self._said = frame.message[:SAID_LIMIT]
             case wire.Progress():
-                self._replica.note = f"{frame.note} {frame.share:.0%}".strip()
+                self._replica.note = f"{frame.note[:SAID_LIMIT]} {frame.share:.0%}".strip()
 
     def lost(self, reason: str, *, at_fault: bool) -> None:
         if at_fault:
