@@ -11,6 +11,8 @@ from hxd import hookspecs, wire
 from hxd.worker.template import ChatTemplate
 from hxd.worker.text import TextAssembler
 
+CUT_SLACK = 16
+
 
 class Refused(Exception):
     """The request can't be served; `code` is what the client reads."""
@@ -45,13 +47,7 @@ class Preparer:
         if not prompt:
             raise Refused("the prompt is empty", param="prompt")
         if len(prompt) >= self._context:
-            raise Refused(
-                f"The prompt has {len(prompt)} tokens, and the context of this model is "
-                f"{self._context} tokens, prompt and answer together: shorten the prompt by at "
-                f"least {len(prompt) - self._context + 1} tokens.",
-                code="context_length_exceeded",
-                param="prompt" if request.messages is None else "messages",
-            )
+            raise self._too_long(f"{len(prompt)} tokens", len(prompt), request)
         assembler = TextAssembler(request.stop)
         for token in request.resume:
             assembler.feed(self._backend.token_bytes(token))
@@ -63,15 +59,43 @@ class Preparer:
             generated=len(request.resume),
         )
 
+    def _too_long(self, has: str, tokens: int, request: wire.Generate) -> Refused:
+        return Refused(
+            f"The prompt has {has}, and the context of this model is {self._context} tokens, "
+            "prompt and answer together: shorten the prompt by at least "
+            f"{tokens - self._context + 1} tokens.",
+            code="context_length_exceeded",
+            param="prompt" if request.messages is None else "messages",
+        )
+
     def _tokens(self, request: wire.Generate) -> list[int]:
         if request.tokens is not None:
             return request.tokens
         if request.text is not None:
-            return self._backend.tokenize(request.text, add_special=True, parse_special=False)
+            # Raw text is the model's own input: people write templates by hand here.
+            return self._tokenize(request.text, request, add_special=True)
         first, *rest = self._template.render(request.messages or [])
         # A template that spells out the start token must not get a second one.
         starts = bool(self._bos) and first.startswith(self._bos)
-        tokens = self._backend.tokenize(first, add_special=not starts, parse_special=True)
+        tokens = self._tokenize(first, request, add_special=not starts)
         for piece in rest:
-            tokens += self._backend.tokenize(piece, add_special=False, parse_special=True)
+            tokens += self._tokenize(piece, request, add_special=False)
         return tokens
+
+    def _tokenize(self, text: str, request: wire.Generate, *, add_special: bool) -> list[int]:
+        """Tokens of `text`; gives up early on what can't fit.
+
+        Tokenizers are not linear on every input (llama.cpp's SentencePiece is quadratic in bytes
+        that are no words: a minute for half a megabyte), so a long text is tried by its beginning
+        first, a longer one each time.
+        """
+        length = self._context // 4
+        while length < len(text):
+            tokens = self._backend.tokenize(
+                text[:length], add_special=add_special, parse_special=True
+            )
+            # The cut may have split a few characters that would have made one token.
+            if len(tokens) >= self._context + CUT_SLACK:
+                raise self._too_long(f"over {len(tokens)} tokens", len(tokens), request)
+            length *= 4
+        return self._backend.tokenize(text, add_special=add_special, parse_special=True)

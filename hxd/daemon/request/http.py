@@ -31,8 +31,8 @@ CLIENT_LEFT = 499  # nginx's code for a client that closed the connection; only 
 
 @dataclass(frozen=True)
 class Entry:
-    """One route, served below `/api` too unless it is an operator's. `role` None is open to everyone; `work` counts as traffic: refused while the
-    daemon drains, and waited for."""
+    """One route, served below `/api` too unless it is an operator's. `role` None is open to
+    everyone; `work` counts as traffic: refused while the daemon drains, and waited for."""
 
     method: str
     path: str
