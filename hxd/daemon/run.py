@@ -81,8 +81,9 @@ async def _drain(daemon: Daemon, clock: Clock) -> None:
         await clock.sleep(0.02)
     if daemon.traffic.running:
         log.warning("drain bound of %g s passed running=%d", bound, daemon.traffic.running)
-        message = f"the server is shutting down; it waited {bound:g} s for this request"
-        daemon.workers.give_up_calls(daemon.supervisor.all(), message, "draining")
+    # Also for what no client waits for any more but a worker has not let go of.
+    message = f"the server is shutting down; it waited {bound:g} s for this request"
+    daemon.workers.give_up_calls(daemon.supervisor.all(), message, "draining")
 
 
 async def _feed_watchdog(clock: Clock) -> None:

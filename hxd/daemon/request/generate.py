@@ -26,6 +26,7 @@ SSE_HEADERS = {
     # Tells nginx not to collect the events.
     "X-Accel-Buffering": "no",
 }
+CLIENT_LEFT = 499  # nginx's code for a client that closed the connection; only in logs and metrics
 _SEED_MASK = (1 << 63) - 1
 
 
@@ -181,7 +182,26 @@ class Generation:
         """Headers go out with the first piece, so that what fails before it has a status."""
         first = await anext(pieces)
         response = web.StreamResponse(headers={**SSE_HEADERS, **self._headers(work, call)})
-        await response.prepare(request)
+        try:
+            await response.prepare(request)
+            await self._send_events(request, response, work, first, pieces, usage)
+            await response.write_eof()
+        except ConnectionError:
+            # The client left, or takes nothing; there is nobody to tell.
+            request["status"] = CLIENT_LEFT
+            if request.transport is not None:
+                request.transport.abort()
+        return response
+
+    async def _send_events(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        work: Work,
+        first: list[Piece],
+        pieces: AsyncGenerator[list[Piece], None],
+        usage: reply.Usage,
+    ) -> None:
         opened: set[int] = set()
         try:
             await self._write(response, self._chunks(first, work, usage, opened))
@@ -192,8 +212,6 @@ class Generation:
         except HxdError as error:
             request["status"] = error.status
             await self._write(response, reply.error_event(error))
-        await response.write_eof()
-        return response
 
     def _chunks(
         self, batch: list[Piece], work: Work, usage: reply.Usage, opened: set[int]

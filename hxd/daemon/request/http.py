@@ -26,7 +26,6 @@ log = logging.getLogger("hxd.request")
 
 Route = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-CLIENT_LEFT = 499  # nginx's code for a client that closed the connection; only in logs and metrics
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Front:
         started = self._clock.now()
         entry = self._entries.get(request.match_info.route)
         request["id"] = _request_id(request)
-        status = CLIENT_LEFT
+        status = generate.CLIENT_LEFT
         try:
             response = await self._guarded(request, handler, entry, trusted)
             status = request.get("status", response.status)
@@ -125,8 +124,9 @@ class Front:
         except web.HTTPException as error:
             return _error(_from_aiohttp(error, request))
         except ConnectionError:
-            # The client is gone; aiohttp closes what is left of the connection.
-            raise
+            # The client is gone: nobody reads this, and aiohttp drops the connection.
+            request["status"] = generate.CLIENT_LEFT
+            return web.Response(status=400)
         except Exception:
             log.exception("request=%s failed inside hxd", request["id"])
             return _error(HxdError(f"something broke inside hxd; request {request['id']}"))

@@ -150,10 +150,11 @@ class Workers:
                 return
             except ConnectionError:
                 return
-            if pong.steps != steps or pong.running == 0:
+            if pong.steps != steps or pong.running + pong.waiting == 0:
                 steps, moved = pong.steps, loop.time()
             elif loop.time() - moved > stall:
-                why = f"hangs: no decode step for {stall:g} s with {pong.running} running"
+                held = pong.running + pong.waiting
+                why = f"hangs: no decode step for {stall:g} s with {held} sequences to serve"
                 self._post(Message(replica, generation, Event.DIED, why))
                 return
 
