@@ -35,8 +35,8 @@ class Listen:
     names: tuple[str, ...] = _setting(
         (),
         kinds.texts,
-        "Host names by which clients call this box, besides addresses and `localhost`. Others are "
-        "refused, since a web page could have made them up (DNS rebinding).",
+        "Host names by which clients call this box, besides addresses, `localhost` and its own "
+        "name. Others are refused, since a web page could have made them up (DNS rebinding).",
     )
 
 

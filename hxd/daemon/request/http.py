@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import product
@@ -60,6 +61,8 @@ class Front:
         self._clock = clock
         self._traffic = traffic
         self._entries: dict[web.AbstractRoute, Entry] = {}
+        own = socket.gethostname().lower()
+        self._names = frozenset({own, f"{own}.local", *map(str.lower, config.listen.names)})
 
     def application(self, entries: list[Entry], *, trusted: bool = False) -> web.Application:
         """`trusted`: behind the admin socket, whose file permissions have already decided."""
@@ -132,7 +135,7 @@ class Front:
             return _error(HxdError(f"something broke inside hxd; request {request['id']}"))
 
     def _identify(self, request: web.Request, entry: Entry | None) -> None:
-        check_origin(request.headers, self._config.listen.names)
+        check_origin(request.headers, self._names)
         if not self._config.auth.required:
             return
         if entry is None:

@@ -13,6 +13,7 @@ from hxd import gguf
 from hxd.config import Config, ModelSettings
 from hxd.daemon.store import demo, plugins
 from hxd.daemon.store.plugins import Plugin
+from hxd.errors import nearest
 from hxd.gguf import Header, ModelFileError
 from hxd.pluginfile import PluginError
 
@@ -93,6 +94,13 @@ def _resolve(
     variant = settings.variants[0] if settings.variants else stored
     if variant != stored and header is None:
         raise SourceError("variants", f"only GGUF files can be quantized; this is {stored}")
+    for asked in settings.variants:
+        if asked not in FILE_TYPES.values() and asked != stored:
+            known = FILE_TYPES.values()
+            raise SourceError(
+                "variants",
+                f"no variant {asked!r}.{nearest(asked, known)} There are: {', '.join(known)}",
+            )
     context = _context(header, settings)
     return Source(
         name=name,

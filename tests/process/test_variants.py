@@ -1,0 +1,49 @@
+"""Quantized variants are made once, served as such, and never seen half-written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import chat, post, run_hxd, running, write_config
+
+Q4 = '[models.m]\nsource = "builtin:demo"\ncontext = 512\nvariants = ["q4_0", "q2_k"]\n'
+
+
+def made(folder: Path) -> list[Path]:
+    return sorted((folder / "cache/variants").iterdir())
+
+
+async def test_a_variant_is_made_from_the_source_and_kept(tmp_path: Path) -> None:
+    config = write_config(tmp_path, Q4)
+    async with running(config) as daemon:
+        status, _, headers = await post(daemon.url + "/v1/chat/completions", chat("m", "hi"))
+        assert (status, headers["x-hxd-variant"]) == (200, "q4_0")
+        status, _, _ = await post(daemon.url + "/v1/chat/completions", chat("m:q4_0@stable", "hi"))
+        assert status == 200
+        status, _, _ = await post(daemon.url + "/v1/chat/completions", chat("m:q2_k", "hi"))
+        assert status == 404
+    (file,) = made(tmp_path)
+    assert file.suffix == ".gguf"
+    before = file.stat()
+    file.with_suffix(".part").write_bytes(b"half")
+    async with running(config):
+        assert [(f.name, f.stat().st_mtime_ns) for f in made(tmp_path)] == [
+            (file.name, before.st_mtime_ns)
+        ]
+
+
+def test_a_variant_that_does_not_exist_is_found_by_check(tmp_path: Path) -> None:
+    config = write_config(tmp_path, Q4.replace("q2_k", "q4_k"))
+    done = run_hxd("check", "--config", str(config))
+    assert done.returncode == 78
+    assert "models.m.variants: no variant 'q4_k'. Did you mean 'q4_k_s'?" in done.stderr
+
+
+@pytest.mark.parametrize("number", ["1", "2", "stable"])
+async def test_each_version_of_the_demo_model_says_which_it_is(tmp_path: Path, number: str) -> None:
+    model = f'[models.m]\nsource = "builtin:demo@{number}"\ncontext = 512\n'
+    async with running(write_config(tmp_path, model)) as daemon:
+        _, _, headers = await post(daemon.url + "/v1/chat/completions", chat("m", "hi"))
+        assert headers["x-hxd-version"] == number.replace("stable", "2")
