@@ -57,6 +57,9 @@ class Client:
                 ) as response,
             ):
                 return response.status, await response.json(content_type=None)
+        except aiohttp.ClientConnectorError as error:
+            why = error.os_error.strerror or error.os_error
+            _fail(f"no daemon answers at {where}: {why}", EXIT_UNREACHABLE)
         except (aiohttp.ClientError, OSError) as error:
             _fail(f"no daemon answers at {where}: {error}", EXIT_UNREACHABLE)
         except (TimeoutError, ValueError) as error:
@@ -89,6 +92,21 @@ def _default_socket() -> Path:
     return Paths().runtime / ADMIN_SOCKET
 
 
+def _print_json(context: click.Context, option: click.Parameter, given: bool) -> None:
+    if given:
+        context.obj.as_json = True
+
+
+# `hxctl --json status` and `hxctl status --json` are the same.
+_json_option = click.option(
+    "--json",
+    is_flag=True,
+    expose_value=False,
+    callback=_print_json,
+    help="Print the daemon's answer as JSON.",
+)
+
+
 @click.group()
 @click.version_option(__version__, prog_name="hxctl")
 @click.option("--socket", type=click.Path(path_type=Path), help="Admin socket of the daemon.")
@@ -102,6 +120,7 @@ def hxctl(context: click.Context, socket: Path | None, url: str | None, as_json:
 
 
 @hxctl.command()
+@_json_option
 @click.pass_obj
 def status(client: Client) -> None:
     """Models, and what is wrong, at a glance."""
@@ -117,6 +136,7 @@ def status(client: Client) -> None:
 
 
 @hxctl.command()
+@_json_option
 @click.pass_obj
 def models(client: Client) -> None:
     """Served models."""
@@ -126,6 +146,7 @@ def models(client: Client) -> None:
 
 
 @hxctl.command()
+@_json_option
 @click.pass_obj
 def replicas(client: Client) -> None:
     """Workers behind the models."""
@@ -135,6 +156,7 @@ def replicas(client: Client) -> None:
 
 
 @hxctl.command()
+@_json_option
 @click.pass_obj
 def conditions(client: Client) -> None:
     """What is wrong with the box; exits 1 when something is."""
@@ -157,6 +179,7 @@ def key() -> None:
     show_default=True,
     help="What the key may do.",
 )
+@_json_option
 @click.pass_obj
 def key_create(client: Client, name: str, role: str) -> None:
     """Make a key for NAME and print it; it is never shown again."""
@@ -169,6 +192,7 @@ def key_create(client: Client, name: str, role: str) -> None:
 
 
 @key.command("list")
+@_json_option
 @click.pass_obj
 def key_list(client: Client) -> None:
     """Keys, without their secrets."""
@@ -178,6 +202,7 @@ def key_list(client: Client) -> None:
 
 @key.command("revoke")
 @click.argument("id")
+@_json_option
 @click.pass_obj
 def key_revoke(client: Client, id: str) -> None:
     """Make the key ID worthless, at once."""

@@ -135,7 +135,7 @@ class Engine:
         ended: list[tuple[Prepared, str]] = []
         for advance in advances:
             prepared = self._running.get(advance.id)
-            if prepared is None or not advance.tokens:
+            if prepared is None or not (advance.tokens or advance.ended):
                 continue
             delta, finish = self._assemble(prepared, advance)
             deltas.append(delta)
@@ -154,7 +154,7 @@ class Engine:
         assembler = prepared.assembler
         text = ""
         used = 0
-        finish = None
+        finish = None if advance.tokens else "stop"
         for token in advance.tokens:
             used += 1
             prepared.generated += 1

@@ -63,11 +63,12 @@ class Workers:
             )
             voice = _Voice(replica, generation, self._post)
             worker = await WorkerProcess.spawn(program, voice)
-        except OSError as error:
-            died(f"can't start a worker: {error}")
-            return
         except PrepareError as error:
             died(str(error))
+            return
+        except Exception as error:  # whatever it was, the replica must not stay in STARTING
+            log.exception("replica=%s can't be started", replica.id)
+            died(f"can't start a worker: {error}")
             return
         if replica.generation != generation:
             worker.kill()
