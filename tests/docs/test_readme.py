@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from hxd.cli.ctl import hxctl, key
 from tests.docs.pages import DEFAULT_URL, block, blocks, commands, curl
 from tests.support import ROOT, Daemon, running
 
@@ -96,8 +97,6 @@ async def test_the_python_of_the_readme_prints_an_answer(box: Daemon) -> None:
 
 
 def test_the_commands_that_hxctl_has_stand_in_the_readme() -> None:
-    from hxd.cli.ctl import hxctl, key
-
     known = {f"hxctl {name}" for name in hxctl.commands if name != "key"}
     known |= {f"hxctl key {name}" for name in key.commands}
     shown = {" ".join(line.split()[: 3 if "key" in line else 2]) for line in TYPED}
