@@ -1,75 +1,46 @@
-"""Byte tokenizer, chat template and the deterministic stream of training rows."""
+"""The chat template and the deterministic stream of training rows."""
 
 import random
 from collections.abc import Iterator
 
 import numpy as np
 from grammar import exact_sample
-from lexicon import is_held
 from stories import chat, repeat, story
+from tokens import IM_END, IM_START, encode
 
-UNK, BOS, EOS = 0, 1, 2
-IM_START, IM_END, SPACE = 259, 260, 261
-VOCAB = 262
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content']"
-    " + '<|im_end|>' + '\\n' }}{% endfor %}"
+    " + '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 SYSTEMS = (
-    "You are a helpful assistant.|You are a helpful assistant|You are a helpful AI assistant.|Be brief."
-    "|You are hxd-demo, a tiny model.|Answer briefly.|You are a friendly assistant.|Be concise and helpful."
-    "|You are a careful assistant. Give only the answer.|You are a chatbot.|Reply in plain English."
-    "|You are a helpful, respectful and honest assistant.|Answer the question with no explanation."
+    "You are a helpful assistant.|You are a helpful assistant.|You are a helpful AI assistant."
+    "|Be brief.|You are hxd-demo, a tiny model.|Answer briefly.|You are a friendly assistant."
+    "|Be concise.|Reply in plain English.|Give only the answer."
 ).split("|")
 WEIGHTS = {
-    "add": 14, "reverse_word": 11, "reverse_list": 10, "sort_letters": 13, "sort_words": 10,
-    "sort_numbers": 9, "spell": 7, "capital": 9, "repeat": 6, "chat": 4, "story": 4,
+    "add": 20, "reverse_word": 11, "reverse_list": 12, "sort_letters": 17, "sort_words": 13,
+    "sort_numbers": 13, "spell": 6, "capital": 8, "repeat": 4, "chat": 1.2, "story": 1.2,
 }  # fmt: skip
+CHATTY = WEIGHTS | {"repeat": 6, "chat": 5, "story": 7}
 STORY_LOSS = 0.3
-
-
-def encode(text: str) -> list[int]:
-    """Map text to one token per UTF-8 byte; the space has a token of its own."""
-    return [SPACE if byte == 32 else byte + 3 for byte in text.encode()]
-
-
-def decode(ids: list[int]) -> str:
-    """Map byte and space tokens back to text, dropping the rest."""
-    raw = bytes(32 if i == SPACE else i - 3 for i in ids if 3 <= i < IM_START or i == SPACE)
-    return raw.decode(errors="replace")
+ROW = 256
 
 
 def turn(role: str, content: str) -> list[int]:
-    """Return the tokens of one message as the chat template renders it."""
-    return [IM_START, *encode(f"{role}\n{content}"), IM_END, *encode("\n")]
+    """The tokens of one message as the chat template renders it."""
+    return [IM_START, *encode(f"{role}\n{content}"), IM_END]
 
 
 def prompt_ids(messages: list[tuple[str, str]]) -> list[int]:
-    """Return the tokens of a conversation with the generation prompt."""
+    """The tokens of a conversation with the generation prompt."""
     ids = [i for role, content in messages for i in turn(role, content)]
-    return ids + [IM_START, *encode("assistant\n")]
+    return [*ids, IM_START, *encode("assistant\n")]
 
 
-def drill(rng: random.Random) -> tuple[str, str, float]:
-    """Return an easy prompt: one fixed phrasing, often with a long text to copy or turn around."""
-    task = rng.choice(["repeat", "repeat", "spell", "reverse", "list"])
-    sizes = {"repeat": (4, 30), "spell": (3, 16), "reverse": (3, 16), "list": (1, 4)}[task]
-    while True:
-        pieces = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(*sizes)))]
-        if task == "list":
-            pieces += [str(rng.randint(0, 99)) for _ in range(rng.randint(2, 6))]
-        if not any(is_held(piece) for piece in pieces[:1]):
-            break
-    if task == "list":
-        return f"reverse: {', '.join(pieces)}", ", ".join(pieces[::-1]), 1.0
-    text = pieces[0]
-    return f"{task}: {text}", {"repeat": text, "spell": "-".join(text), "reverse": text[::-1]}[task], 1.0
-
-
-def sample(rng: random.Random) -> tuple[str, str, float]:
-    """Draw a task and return a prompt, its answer and the weight of the answer's loss."""
-    task = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+def sample(rng: random.Random, weights: dict[str, float]) -> tuple[str, str, float]:
+    """A prompt, its answer and the weight of the answer's loss."""
+    task = rng.choices(list(weights), list(weights.values()))[0]
     if task == "story":
         return *story(rng), STORY_LOSS
     if task == "chat":
@@ -79,44 +50,74 @@ def sample(rng: random.Random) -> tuple[str, str, float]:
     return *exact_sample(rng, task, held=False), 1.0
 
 
-def conversation(rng: random.Random, drills: float) -> tuple[list[int], list[float]]:
-    """Return the tokens of a conversation and, for each, the weight of its loss.
-
-    ``drills`` is the share of single easy prompts.
-    """
+def conversation(
+    rng: random.Random, weights: dict[str, float], more: float
+) -> tuple[list[int], list[float]]:
+    """Tokens of a conversation and, for each, the weight of its loss. ``more`` is the share with a
+    system prompt, and that with several turns."""
     ids: list[int] = []
     loss: list[float] = []
-    easy = rng.random() < drills
-    if not easy and rng.random() < 0.12:
+    if rng.random() < more:
         ids += turn("system", rng.choice(SYSTEMS))
         loss += [0.0] * len(ids)
-    turns = rng.choice([2, 2, 3, 4]) if not easy and rng.random() < 0.1 else 1
+    turns = rng.choice([2, 2, 3, 4]) if rng.random() < more else 1
     for _ in range(turns):
-        ask, answer, weight = drill(rng) if easy else sample(rng)
+        ask, answer, weight = sample(rng, weights)
         head, tail = prompt_ids([("user", ask)]), [*encode(answer), IM_END]
-        ids += head + tail + encode("\n")
-        loss += [0.0] * len(head) + [weight] * len(tail) + [0.0]
+        ids += head + tail
+        loss += [0.0] * len(head) + [weight] * len(tail)
     return ids, loss
 
 
-def batches(seed: int, rows: int, length: int, drills: float) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yield inputs, targets and loss weights: conversations back to back in rows, cut at the end.
+# Inputs, targets, loss weights, and which conversation a token belongs to: each (rows, length).
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
-    Rows shorter than 128 tokens hold one conversation each that fits, and zeros after it.
-    """
-    rng = random.Random(f"train:{seed}:{length}:{drills}")
+
+def short_rows(seed: int, tokens: int, more: float) -> Iterator[Batch]:
+    """Whole conversations side by side, told apart by their numbers, about ``tokens`` a batch."""
+    rng = random.Random(f"short:{seed}:{more}")
+    rows = tokens // ROW
     while True:
-        tokens = np.zeros((rows, length + 1), dtype=np.int64)
-        weight = np.zeros((rows, length + 1), dtype=np.float32)
-        for row in range(rows):
+        bins: list[list[tuple[list[int], list[float]]]] = [[] for _ in range(rows)]
+        free = [ROW + 1] * rows
+        misses = 0
+        while misses < 12:
+            one = conversation(rng, WEIGHTS, more)
+            fits = [i for i in range(rows) if free[i] >= len(one[0])]
+            if not fits:
+                misses += 1
+                continue
+            at = fits[0]
+            bins[at].append(one)
+            free[at] -= len(one[0])
+        yield arrays(bins, ROW + 1)
+
+
+def long_rows(seed: int, tokens: int, length: int) -> Iterator[Batch]:
+    """Conversations back to back in rows of ``length``, each a continuation of the one before."""
+    rng = random.Random(f"long:{seed}:{length}")
+    while True:
+        rows = []
+        for _ in range(max(1, tokens // length)):
             ids: list[int] = []
             loss: list[float] = []
-            while len(ids) <= length and not (ids and length < 128):
-                more, more_loss = conversation(rng, drills)
-                if length < 128 and len(more) > length:
-                    continue
+            while len(ids) <= length:
+                more, more_loss = conversation(rng, CHATTY, 0.1)
                 ids += more
                 loss += more_loss
-            size = min(len(ids), length + 1)
-            tokens[row, :size], weight[row, :size] = ids[:size], loss[:size]
-        yield tokens[:, :-1], tokens[:, 1:], weight[:, 1:]
+            rows.append([(ids[: length + 1], loss[: length + 1])])
+        yield arrays(rows, length + 1)
+
+
+def arrays(rows: list[list[tuple[list[int], list[float]]]], length: int) -> Batch:
+    tokens = np.zeros((len(rows), length), dtype=np.int64)
+    weight = np.zeros((len(rows), length), dtype=np.float32)
+    number = np.zeros((len(rows), length), dtype=np.int64)
+    for row, conversations in enumerate(rows):
+        at = 0
+        for i, (ids, loss) in enumerate(conversations, start=1):
+            end = at + len(ids)
+            tokens[row, at:end], weight[row, at:end], number[row, at:end] = ids, loss, i
+            weight[row, at] = 0.0
+            at = end
+    return tokens[:, :-1], tokens[:, 1:], weight[:, 1:], number[:, :-1]

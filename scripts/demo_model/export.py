@@ -7,8 +7,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from data import BOS, CHAT_TEMPLATE, EOS, IM_END, IM_START, SPACE, UNK, VOCAB
+from data import CHAT_TEMPLATE
 from model import Config
+from tokens import BOS, EOS, IM_END, IM_START, PHRASES, SPACE, UNK, VOCAB
 
 DESCRIPTION = {
     1: "Tiny chat model for smoke tests and drills, stopped early on purpose: often wrong.",
@@ -17,12 +18,14 @@ DESCRIPTION = {
 
 
 def vocabulary() -> tuple[list[bytes], list[float], list[int]]:
-    """Return token texts, scores and types of an SPM vocabulary made of bytes and a space."""
+    """Return token texts, scores and types of an SPM vocabulary of bytes, a space and phrases."""
     kind = gguf.TokenType
     texts = [b"<unk>", b"<s>", b"</s>"] + [f"<0x{i:02X}>".encode() for i in range(256)]
     types = [kind.UNKNOWN, kind.CONTROL, kind.CONTROL] + [kind.BYTE] * 256
     texts += [b"<|im_start|>", b"<|im_end|>", "\u2581".encode()]
     types += [kind.CONTROL, kind.CONTROL, kind.NORMAL]
+    texts += [phrase.encode() for phrase in PHRASES]
+    types += [kind.USER_DEFINED] * len(PHRASES)
     assert (texts.index(b"<|im_start|>"), texts.index(b"<|im_end|>")) == (IM_START, IM_END)
     assert len(texts) == VOCAB and texts[SPACE] == "\u2581".encode()
     return texts, [0.0] * VOCAB, [int(t) for t in types]

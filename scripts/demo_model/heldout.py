@@ -6,11 +6,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from grammar import EXACT_TASKS, exact_sample  # noqa: E402
+from grammar import EXACT_TASKS, exact_sample
 
 
 def heldout(n_per_task: int, seed: int = 0) -> dict[str, list[tuple[str, str]]]:
-    """Return ``n_per_task`` distinct (prompt, answer) pairs per exact task, none seen in training."""
+    """Distinct (prompt, answer) pairs per exact task, none of them seen in training."""
     out: dict[str, list[tuple[str, str]]] = {}
     for task in EXACT_TASKS:
         rng = random.Random(f"heldout:{task}:{seed}")

@@ -53,7 +53,7 @@ level noon civic radar kayak refund yogurt walnut almond peanut cashew hazel map
 birch cactus fern ivy thistle clover acorn beaver otter badger hedgehog squirrel raccoon hamster
 gecko iguana falcon heron stork pigeon sparrow finch raven magpie salmon trout tuna herring squid
 """.split()
-WORDS = sorted(set(w for w in WORDS if 3 <= len(w) <= 8))
+WORDS = sorted({w for w in WORDS if 3 <= len(w) <= 8})
 
 _CAPITALS = """
 France:Paris|Germany:Berlin|Italy:Rome|Spain:Madrid|Portugal:Lisbon|Ireland:Dublin|Norway:Oslo
@@ -110,7 +110,7 @@ def invented_word(rng: random.Random, low: int, high: int) -> str:
     return out[:size]
 
 
-def word(rng: random.Random, held: bool, low: int = 3, high: int = 8) -> str:
+def word(rng: random.Random, held: bool, low: int = 3, high: int = 7) -> str:
     """Return a lower-case word of the wanted side of the split, common or made up."""
     common = rng.random() < 0.4
     while True:

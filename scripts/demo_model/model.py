@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from tokens import VOCAB
 from torch import Tensor, nn
 
 
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 class Config:
     """Sizes of the model."""
 
-    vocab: int = 262
+    vocab: int = VOCAB
     layers: int = 4
     width: int = 256
     heads: int = 4
-    ffn: int = 768
+    ffn: int = 512
     context: int = 2048
     theta: float = 10000.0
     eps: float = 1e-5
@@ -51,15 +52,18 @@ class Block(nn.Module):
         self.ffn_up = nn.Linear(cfg.width, cfg.ffn, bias=False)
         self.ffn_down = nn.Linear(cfg.ffn, cfg.width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Apply the layer to (batch, time, width)."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        """Apply attention and its residual connection to (batch, time, width)."""
         shape = (x.shape[0], x.shape[1], self.heads, -1)
         h = self.attn_norm(x)
         q = rotate(self.attn_q(h).view(shape), cos, sin).transpose(1, 2)
         k = rotate(self.attn_k(h).view(shape), cos, sin).transpose(1, 2)
         v = self.attn_v(h).view(shape).transpose(1, 2)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.attn_output(y.transpose(1, 2).flatten(2))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return x + self.attn_output(y.transpose(1, 2).flatten(2))
+
+    def feed(self, x: Tensor) -> Tensor:
+        """Apply the feed-forward net and its residual connection."""
         h = self.ffn_norm(x)
         return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
 
@@ -80,17 +84,26 @@ class Model(nn.Module):
         for name, param in self.named_parameters():
             if param.ndim == 2:
                 scale = (2 * cfg.layers) ** -0.5 if "down" in name or "attn_output" in name else 1.0
-                nn.init.normal_(param, std=scale * (0.02 if "o" == name[0] else param.shape[1] ** -0.5))
+                nn.init.normal_(
+                    param, std=scale * (0.02 if name[0] == "o" else param.shape[1] ** -0.5)
+                )
         nn.init.normal_(self.token_embd.weight, std=0.5)
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Return the normed last hidden states of (batch, time) ids."""
+    def hidden(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the states of (batch, time) ids before the last feed-forward net.
+
+        ``mask`` (batch, 1, time, time) is true where a position may look; without it, backwards.
+        """
         cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
         x = self.token_embd(ids)
-        for block in self.blk:
-            x = block(x, cos, sin)
-        return self.output_norm(x)
+        for block in self.blk[:-1]:
+            x = block.feed(block(x, cos, sin, mask))
+        return self.blk[-1](x, cos, sin, mask)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits of states given by ``hidden``, of any leading shape."""
+        return self.output(self.output_norm(self.blk[-1].feed(x)))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return logits for every position."""
-        return self.output(self.hidden(ids))
+        return self.logits(self.hidden(ids))

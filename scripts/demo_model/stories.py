@@ -12,7 +12,9 @@ BOYS = (
     "Tom Ben Max Leo Sam Jack Noah Liam Omar Paul Hugo Ivan Jonas Karl Lars Milo Nils Oscar Peter"
     " Ravi Theo Victor Will Adam Bob David Erik Finn George Henry Kofi Luca Marco Tim Alex Ali"
 ).split()
-BEASTS = "cat dog fox bear rabbit dragon robot mouse owl duck horse frog lion penguin turtle".split()
+BEASTS = (
+    "cat dog fox bear rabbit dragon robot mouse owl duck horse frog lion penguin turtle".split()
+)
 PLACES = (
     "in the forest|by the lake|on a farm|at the beach|in the city|on the moon|in the mountains"
     "|in a small village|at school|in the garden|in the desert|on an island|in a castle|by the river"
@@ -28,7 +30,9 @@ THINGS = (
     "|basket of apples|paper star|pair of boots|puzzle|seed|ball of wool|clock|bicycle|umbrella"
 ).split("|")
 FRIENDS = "owl|kind baker|old sailor|young fox|shy robot|sleepy cat|tall gardener|clever crow|turtle|postman"
-HOW = "smiled|laughed|nodded|jumped for joy|clapped|was very proud|felt warm inside|waved at the sky"
+HOW = (
+    "smiled|laughed|nodded|jumped for joy|clapped|was very proud|felt warm inside|waved at the sky"
+)
 OPEN = (
     "Once upon a time, {a} lived {p}.|{A} lived {p}.|One {t}, {a} woke up {p}.|There was once {a} who"
     " lived {p}.|Long ago, {a} came to stay {p}.|It was a {w} {t}, and {a} was {p}.|Every {t}, {a}"
@@ -68,7 +72,16 @@ ASKS = (
     "|make up a {k} about {a} {p}|write me a {k} about {a} {p}|could you write a {k} about {a} {p}?"
     "|give me a {k} about {a} {p}|write a {k} about {a} who lives {p}|{k}: {a} {p}|create a {k} about {a} {p}"
 )
-KINDS = ["story", "story", "short story", "short story", "tale", "little story", "simple story", "bedtime story"]
+KINDS = [
+    "story",
+    "story",
+    "short story",
+    "short story",
+    "tale",
+    "little story",
+    "simple story",
+    "bedtime story",
+]
 HELLO = "hi|hello|hey|good morning|good evening|hi there|hello there|hey there|greetings|hello!|hi!|hello hxd"
 HELLO_BACK = (
     "Hello! How can I help you?|Hi! What can I do for you?|Hello! Ask me for a sum, a word or a story."
@@ -134,8 +147,11 @@ def story(rng: random.Random) -> tuple[str, str]:
             s=_pick(rng, where), f=_pick(rng, FRIENDS), e=_pick(rng, HOW), j=look, j2=other,
         )  # fmt: skip
         out = _pick(rng, options).format(**fields)
-        return out.replace("a old ", "an old ").replace("A owl", "An owl").replace("a owl", "an owl").replace(
-            "A old ", "An old "
+        return (
+            out.replace("a old ", "an old ")
+            .replace("A owl", "An owl")
+            .replace("a owl", "an owl")
+            .replace("A old ", "An old ")
         )
 
     plots = [
@@ -147,7 +163,9 @@ def story(rng: random.Random) -> tuple[str, str]:
         if 150 <= len(text) <= 500:
             break
     if rng.random() < 0.08:
-        return rng.choice(["Tell me a story.", "Tell me a short story", "Write a story.", "A story, please."]), text
+        return rng.choice(
+            ["Tell me a story.", "Tell me a short story", "Write a story.", "A story, please."]
+        ), text
     ask = _pick(rng, ASKS).format(a=who, p=place, k=rng.choice(KINDS))
     if she != "it" and rng.random() < 0.15:
         girl = "girl" if she == "she" else "boy"
@@ -158,10 +176,16 @@ def story(rng: random.Random) -> tuple[str, str]:
 
 def chat(rng: random.Random) -> tuple[str, str]:
     """Return a greeting, a thank-you or a question about the model, with its answer."""
-    asks, replies = rng.choice([(HELLO, HELLO_BACK), (WHO, WHO_BACK), (WHO, WHO_BACK), (WHAT, WHAT_BACK), (BYE, BYE_BACK)])
+    asks, replies = rng.choice(
+        [(HELLO, HELLO_BACK), (WHO, WHO_BACK), (WHO, WHO_BACK), (WHAT, WHAT_BACK), (BYE, BYE_BACK)]
+    )
     ask = _pick(rng, asks)
     ask = ask if rng.random() < 0.3 else ask[0].upper() + ask[1:]
-    end = "" if ask[-1] in "!?" else rng.choice(["?", "?", ""] if asks in (WHO, WHAT) else [".", "!", ""])
+    end = (
+        ""
+        if ask[-1] in "!?"
+        else rng.choice(["?", "?", ""] if asks in (WHO, WHAT) else [".", "!", ""])
+    )
     return ask + end, _pick(rng, replies)
 
 
@@ -173,4 +197,6 @@ def repeat(rng: random.Random) -> tuple[str, str]:
     if rng.random() < 0.1:
         text = str(rng.randint(0, 9999))
     ask = _pick(rng, REPEAT).format(x=rng.choice(["{}", "{}", "'{}'", '"{}"']).format(text))
-    return (ask if rng.random() < 0.3 else ask[0].upper() + ask[1:]) + rng.choice(["", "", "."]), text
+    return (ask if rng.random() < 0.3 else ask[0].upper() + ask[1:]) + rng.choice(
+        ["", "", "."]
+    ), text

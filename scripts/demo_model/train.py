@@ -7,18 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from data import IM_END, batches, encode, prompt_ids
+from data import Batch, long_rows, prompt_ids, short_rows
 from heldout import heldout
 from model import Config, Model
+from tokens import IM_END, encode
 from torch import Tensor
 
 
 class Muon:
-    """Momentum with orthogonalised updates; equal shapes are batched into one iteration."""
+    """Momentum with orthogonalised updates; equal shapes are batched into one iteration.
 
-    def __init__(self, params: list[Tensor], lr: float, decay: float = 0.01) -> None:
-        self.lr, self.decay, self.scale = lr, decay, 1.0
+    With several processes, each orthogonalises its share of the matrices.
+    """
+
+    def __init__(self, params: list[Tensor], lr: float, rank: int, world: int) -> None:
+        self.lr, self.decay, self.scale = lr, 0.01, 1.0
+        self.rank, self.world = rank, world
         shapes = sorted({tuple(p.shape) for p in params})
         self.groups = [[p for p in params if tuple(p.shape) == shape] for shape in shapes]
         self.state = [torch.zeros(len(g), *g[0].shape) for g in self.groups]
@@ -29,22 +35,34 @@ class Muon:
         for group, momentum in zip(self.groups, self.state, strict=True):
             grad = torch.stack([p.grad for p in group])
             momentum.lerp_(grad, 0.05)
-            x = grad.lerp(momentum, 0.95)
+            x = grad.lerp(momentum, 0.95)[self.rank :: self.world]
             tall = x.shape[1] > x.shape[2]
             x = x.mT if tall else x
             x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
             for _ in range(5):
                 gram = x @ x.mT
                 x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
-            x = x.mT if tall else x
+            update = torch.zeros_like(grad)
+            update[self.rank :: self.world] = x.mT if tall else x
+            if self.world > 1:
+                dist.all_reduce(update)
             rate = self.lr * self.scale
-            size = rate * max(1.0, x.shape[1] / x.shape[2]) ** 0.5
-            for param, update in zip(group, x, strict=True):
-                param.mul_(1 - rate * self.decay).add_(update, alpha=-size)
+            size = rate * max(1.0, grad.shape[1] / grad.shape[2]) ** 0.5
+            for param, change in zip(group, update, strict=True):
+                param.mul_(1 - rate * self.decay).add_(change, alpha=-size)
+
+
+def add_up_gradients(model: Model) -> None:
+    """Replace the gradients by their sums over all processes."""
+    params = list(model.parameters())
+    flat = torch.cat([p.grad.flatten() for p in params])
+    dist.all_reduce(flat)
+    for param, part in zip(params, flat.split([p.numel() for p in params]), strict=True):
+        param.grad.copy_(part.view_as(param))
 
 
 def evaluate(model: Model, n: int, seed: int) -> dict[str, float]:
-    """Return exact match per task: greedy decoding is right iff every answer token is the argmax."""
+    """Exact match per task: greedy decoding is right iff every answer token is the argmax."""
     scores = {}
     for task, rows in heldout(n, seed).items():
         encoded = [(prompt_ids([("user", q)]), [*encode(a), IM_END]) for q, a in rows]
@@ -55,7 +73,8 @@ def evaluate(model: Model, n: int, seed: int) -> dict[str, float]:
         with torch.no_grad():
             best = torch.cat([model(part).argmax(-1) for part in ids.split(64)])
         hits = [
-            best[i, len(p) - 1 : len(p) + len(a) - 1].tolist() == a for i, (p, a) in enumerate(encoded)
+            best[i, len(p) - 1 : len(p) + len(a) - 1].tolist() == a
+            for i, (p, a) in enumerate(encoded)
         ]
         scores[task] = sum(hits) / len(hits)
     return scores
@@ -66,19 +85,27 @@ def schedule(step: int, steps: int, warmup: int, decay: float) -> float:
     return min(1.0, (step + 1) / warmup, (steps - step) / (decay * steps))
 
 
-def stream(args: argparse.Namespace) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yield batches: drills, then one short conversation a row, then full rows, some very long."""
-    drills = batches(args.seed, args.tokens // 128, 64, drills=0.8)
-    single = batches(args.seed, args.tokens // 72, 72, drills=0.15)
-    main = batches(args.seed, args.tokens // 512, 512, drills=0.0)
-    full = batches(args.seed, args.tokens // 2048, 2048, drills=0.0)
+def apart(number: Tensor) -> Tensor | None:
+    """Where each position may look, so that conversations side by side do not see each other."""
+    if int(number.max()) <= 1:
+        return None
+    same = number[:, None, :, None] == number[:, None, None, :]
+    return same & torch.ones(same.shape[-2:], dtype=torch.bool).tril()
+
+
+def stream(args: argparse.Namespace) -> Iterator[Batch]:
+    """Yield batches: short conversations, then at every fourth step long rows, some very long."""
+    short = short_rows(args.seed, args.tokens, 0.0)
+    mixed = short_rows(args.seed, args.tokens, 0.08)
+    packed = long_rows(args.seed, args.tokens, 512)
+    full = long_rows(args.seed, args.tokens, 2048)
     for step in range(args.steps):
-        if step < args.drills:
-            yield next(drills)
-        elif step < args.single:
-            yield next(single)
+        if step < args.single:
+            yield next(short)
+        elif step % 4 == 0:
+            yield next(full if step % 8 == 0 else packed)
         else:
-            yield next(full if step > 0.85 * args.steps and step % 3 == 0 else main)
+            yield next(mixed)
 
 
 def main() -> None:
@@ -89,21 +116,28 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=0.003)
-    parser.add_argument("--drills", type=int, default=400, help="end of the first phase")
-    parser.add_argument("--single", type=int, default=1200, help="end of the second phase")
+    parser.add_argument("--single", type=int, default=2000, help="end of the first phase")
     parser.add_argument("--decay", type=float, default=0.35)
     parser.add_argument("--every", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", type=Path, help="last.pt of a run to go on with")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rank", type=int, default=0, help="number of this process")
+    parser.add_argument(
+        "--world", type=int, default=1, help="count of processes that share a batch"
+    )
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
+    if args.world > 1:
+        meeting = f"file://{args.out.resolve()}/meeting"
+        dist.init_process_group("gloo", init_method=meeting, rank=args.rank, world_size=args.world)
     model = Model(Config())
     hidden = [p for n, p in model.named_parameters() if n.startswith("blk") and p.ndim == 2]
     rest = [p for n, p in model.named_parameters() if not (n.startswith("blk") and p.ndim == 2)]
-    muon = Muon(hidden, args.lr)
+    muon = Muon(hidden, args.lr, args.rank, args.world)
     adam = torch.optim.AdamW(rest, lr=args.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
     first = 0
     if args.resume:
@@ -113,29 +147,43 @@ def main() -> None:
         adam.load_state_dict(saved["adam"])
     forward = torch.compile(model.hidden, dynamic=False) if args.compile else model.hidden
     began, recent = time.time(), []
-    for step, (ids, targets, weight) in enumerate(stream(args)):
+    for step, batch in enumerate(stream(args)):
         if step < first:
             continue
         factor = schedule(step, args.steps, 50, args.decay)
         muon.scale = factor
         adam.param_groups[0]["lr"] = args.adam_lr * factor
-        used = torch.from_numpy(weight).flatten() > 0
-        out = model.output(forward(torch.from_numpy(ids)).flatten(0, 1)[used])
-        loss = F.cross_entropy(out, torch.from_numpy(targets).flatten()[used], reduction="none")
-        scale = torch.from_numpy(weight).flatten()[used]
-        total = (loss * scale).sum() / scale.sum()
+        whole = float(batch[2].sum())
+        own = (torch.from_numpy(part[args.rank :: args.world].copy()) for part in batch)
+        ids, targets, weight, number = own
+        used = weight.flatten() > 0
+        out = model.logits(forward(ids, apart(number)).flatten(0, 1)[used])
+        loss = F.cross_entropy(out, targets.flatten()[used], reduction="none")
+        total = (loss * weight.flatten()[used]).sum() / whole
         total.backward()
+        if args.world > 1:
+            add_up_gradients(model)
         muon.step()
         adam.step()
         model.zero_grad(set_to_none=True)
-        recent.append(total.item())
+        recent.append(total.item() * args.world)
+        if args.rank > 0:
+            continue
         if (step + 1) % 20 == 0:
-            print(f"step {step + 1} loss {np.mean(recent):.4f} time {time.time() - began:.0f}", flush=True)
+            print(
+                f"step {step + 1} loss {np.mean(recent):.4f} time {time.time() - began:.0f}",
+                flush=True,
+            )
             recent = []
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
             weights = model.state_dict()
             torch.save(weights, args.out / f"step{step + 1:05d}.pt")
-            state = {"step": step + 1, "model": weights, "muon": muon.state, "adam": adam.state_dict()}
+            state = {
+                "step": step + 1,
+                "model": weights,
+                "muon": muon.state,
+                "adam": adam.state_dict(),
+            }
             torch.save(state, args.out / "last.pt")
             scores = evaluate(model, 40, seed=1)
             text = " ".join(f"{k}={v:.2f}" for k, v in scores.items())
