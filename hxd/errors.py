@@ -93,17 +93,6 @@ class ModelNotFound(CallerError):
         )
 
 
-class ContextExceeded(CallerError):
-    code = "context_length_exceeded"
-
-    def __init__(self, tokens: int, context: int) -> None:
-        super().__init__(
-            f"The prompt has {tokens} tokens, and this model's context holds {context} with room "
-            f"for at least one more. Shorten the prompt by {tokens - context + 1} tokens or more.",
-            param="messages",
-        )
-
-
 class Unauthorized(CallerError):
     status = 401
     type = "authentication_error"
@@ -157,7 +146,7 @@ BY_FAULT: dict[str, type[HxdError]] = {
     Fault.CALLER: CallerError,
     Fault.OPERATOR: HxdError,
     Fault.BACKEND: BackendError,
-    Fault.HXD: HxdError,
+    Fault.HXD: Unavailable,
 }
 
 

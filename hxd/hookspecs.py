@@ -11,12 +11,13 @@ object:
 
 The worker does everything else: it renders the chat template, tokenizes through your `tokenize`,
 joins bytes to whole characters, finds stop strings, counts, ends a sequence at `max_tokens` or at
-the end of its context, and talks to the daemon. Anything that you print goes to the daemon's log.
+the end of its context, and talks to the daemon. What you print goes to the daemon's log at level
+debug, and its last lines into the report of a worker's death.
 
 What an exception does: from a hook or `load`, the worker reports the message and exits, and the
 daemon restarts it with growing pauses; from `tokenize` or `add`, that one request fails, with
 status 400 if it is a `RequestRefused` and 502 otherwise; from `step`, every running request fails
-over and the worker is replaced, since nobody knows what state the model is in.
+and the worker is replaced, since nobody knows what state the model is in.
 """
 
 from __future__ import annotations
@@ -39,13 +40,18 @@ hookimpl = cast("Callable[[Callable[..., Any]], Any]", pluggy.HookimplMarker(NAM
 
 
 class RequestRefused(Exception):
-    """Raise it from `tokenize` or `add` when the request is at fault: the client gets a 400."""
+    """Raise it from `tokenize` or `add` when the request is at fault: the client gets a 400 that
+    names the parameter `param`."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 @dataclass(frozen=True)
 class Description:
     """What a plugin can do. `formats`: file formats it loads (`gguf`, `ggml`), or `none` when it
-    needs no file. `capabilities`: among `generate`, `embed`, `quantize`."""
+    needs no file. `capabilities`: `generate`, and `quantize` with the hook of that name."""
 
     formats: frozenset[str]
     capabilities: frozenset[str] = frozenset({"generate"})
@@ -119,7 +125,8 @@ class Backend(Protocol):
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text`. `add_special`: put the model's own start token before it.
-        `parse_special`: read the spelling of a control token as that token."""
+        `parse_special`: read the spelling of a control token as that token. A long text comes in
+        growing parts first, to find out early that it can't fit."""
         ...
 
     def token_bytes(self, token: int) -> bytes:

@@ -29,8 +29,8 @@ class PluginError(Exception):
 
 class PluginFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The contents of plugin.toml. `entry` is the module with the hooks, `formats` as in
-    `hookspecs.Description`, `requirements` in pip's notation, `files` maps each file's path inside
-    the folder to its sha256."""
+    `hookspecs.Description`, `requirements` as NAME, NAME==VERSION or NAME>=VERSION,
+    `files` maps each file's path inside the folder to its sha256."""
 
     name: str
     version: str

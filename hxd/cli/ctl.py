@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -78,6 +79,13 @@ class Client:
 
 def _cell(value: Any) -> str:
     return "-" if value is None or value == "" else str(value)
+
+
+def _date(seconds: float | None) -> str | None:
+    """Local time of Unix seconds, for people."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -197,7 +205,11 @@ def key_create(client: Client, name: str, role: str) -> None:
 def key_list(client: Client) -> None:
     """Keys, without their secrets."""
     answer = client.call("GET", "/admin/v1/keys")
-    client.show(answer, ("id", "name", "role", "created", "revoked"), answer)
+    rows = [
+        {**key, "created": _date(key["created"]), "revoked": _date(key["revoked"])}
+        for key in answer
+    ]
+    client.show(answer, ("id", "name", "role", "created", "revoked"), rows)
 
 
 @key.command("revoke")

@@ -77,10 +77,6 @@ def text(value: Any) -> str:
     return value
 
 
-def optional_text(value: Any) -> str | None:
-    return None if value == "" else text(value)
-
-
 def texts(value: Any) -> tuple[str, ...]:
     if type(value) is not list:
         raise ValueError(f"expected a list of strings, found {found(value)}")

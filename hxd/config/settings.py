@@ -85,12 +85,12 @@ class Paths:
     )
     runtime: Path = _place(
         _folder("RUNTIME_DIRECTORY", "/run/hxd", "XDG_RUNTIME_DIR", ".local/run"),
-        "The admin socket and the lock; emptied at start.",
+        "The admin socket and the lock.",
         "/run/hxd",
     )
     logs: Path = _place(
         _folder("LOGS_DIRECTORY", "/var/log/hxd", "XDG_STATE_HOME", ".local/state"),
-        "Records.",
+        "Records; nothing writes any yet.",
         "/var/log/hxd",
     )
     cache: Path = _place(
@@ -137,8 +137,8 @@ class Memory:
     budget: int | None = _setting(
         None,
         kinds.budget,
-        "Largest sum of the models' estimates: a size, or \"auto\" for the cgroup's limit, else "
-        "85 % of the RAM.",
+        "Largest sum of the models' estimates: a size, or `auto` for the cgroup's limit or 85 % "
+        "of the RAM, whichever is less.",
         show="auto",
     )
 

@@ -133,7 +133,7 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         )
         status = Status(config, supervisor, served, inspection.refused, clock, started=clock.wall())
         metrics = Metrics(status.readings)
-        catalog = Catalog(served, created=int(clock.wall()))
+        catalog = Catalog(served, inspection.refused, created=int(clock.wall()))
         traffic = Traffic()
         front = Front(config, inspection.keys, metrics, clock, traffic)
         generation = Generation(catalog, metrics, config.limits, clock)

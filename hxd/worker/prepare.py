@@ -45,7 +45,7 @@ class Preparer:
         """Raises `Refused` when the client is at fault."""
         prompt = self._tokens(request)
         if not prompt:
-            raise Refused("the prompt is empty", param="prompt")
+            raise Refused("the prompt is empty", param=_param(request))
         if len(prompt) >= self._context:
             raise self._too_long(f"{len(prompt)} tokens", len(prompt), request)
         assembler = TextAssembler(request.stop)
@@ -65,7 +65,7 @@ class Preparer:
             "prompt and answer together: shorten the prompt by at least "
             f"{tokens - self._context + 1} tokens.",
             code="context_length_exceeded",
-            param="prompt" if request.messages is None else "messages",
+            param=_param(request),
         )
 
     def _tokens(self, request: wire.Generate) -> list[int]:
@@ -80,6 +80,8 @@ class Preparer:
         tokens = self._tokenize(first, request, add_special=not starts)
         for piece in rest:
             tokens += self._tokenize(piece, request, add_special=False)
+            if len(tokens) >= self._context + CUT_SLACK:
+                raise self._too_long(f"over {len(tokens)} tokens", len(tokens), request)
         return tokens
 
     def _tokenize(self, text: str, request: wire.Generate, *, add_special: bool) -> list[int]:
@@ -99,3 +101,7 @@ class Preparer:
                 raise self._too_long(f"over {len(tokens)} tokens", len(tokens), request)
             length *= 4
         return self._backend.tokenize(text, add_special=add_special, parse_special=True)
+
+
+def _param(request: wire.Generate) -> str:
+    return "prompt" if request.messages is None else "messages"

@@ -71,7 +71,7 @@ class Engine:
             except Refused as error:
                 self._fail(request.id, Fault.CALLER, error.message, error.code, error.param)
             except hookspecs.RequestRefused as error:
-                self._fail(request.id, Fault.CALLER, str(error))
+                self._fail(request.id, Fault.CALLER, str(error), param=error.param)
             except Exception as error:  # the boundary to a plugin's code: one request fails
                 self._fail(request.id, Fault.BACKEND, f"{type(error).__name__}: {error}")
 
@@ -124,7 +124,7 @@ class Engine:
         try:
             self._backend.add(sequence)
         except hookspecs.RequestRefused as error:
-            self._fail(sequence.id, Fault.CALLER, str(error))
+            self._fail(sequence.id, Fault.CALLER, str(error), param=error.param)
         except Exception as error:  # the boundary to a plugin's code: one request fails
             self._fail(sequence.id, Fault.BACKEND, f"{type(error).__name__}: {error}")
         else:

@@ -149,11 +149,13 @@ class ChatTemplate:
         return "".join(parts).split(self._cut)
 
     def _plain(self, message: Message) -> dict[str, Any]:
-        content = message.content
-        for text in self._special:
-            if text in content:
-                content = content.replace(text, f"{text[:1]}{self._cut}{text[1:]}")
-        rendered = {"role": message.role, "content": content}
+        rendered = {"role": message.role, "content": self._harmless(message.content)}
         if message.name is not None:
-            rendered["name"] = message.name
+            rendered["name"] = self._harmless(message.name)
         return rendered
+
+    def _harmless(self, said: str) -> str:
+        for text in self._special:
+            if text in said:
+                said = said.replace(text, f"{text[:1]}{self._cut}{text[1:]}")
+        return said

@@ -83,7 +83,7 @@ class Echo:
 
     def add(self, sequence: Sequence) -> None:
         if not all(0 <= token <= END for token in sequence.prompt):
-            raise RequestRefused(f"token ids of this model go from 0 to {END}")
+            raise RequestRefused(f"token ids of this model go from 0 to {END}", param="prompt")
         answer = list(self._reply) if self._reply is not None else sequence.prompt
         self._running[sequence.id] = sequence, answer
         self._position[sequence.id] = len(sequence.produced)

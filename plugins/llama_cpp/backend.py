@@ -101,7 +101,8 @@ class LlamaCpp:
         for token in sequence.prompt:
             if not 0 <= token < self._vocabulary.size:
                 raise RequestRefused(
-                    f"token {token} is not in the vocabulary of {self._vocabulary.size} tokens"
+                    f"token {token} is not in the vocabulary of {self._vocabulary.size} tokens",
+                    param="prompt",
                 )
         self._samplers[sequence.id] = Sampler(
             self._candidates,

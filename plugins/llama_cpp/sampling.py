@@ -18,6 +18,8 @@ import numpy as np
 from hxd.hookspecs import RequestRefused
 from hxd.wire import Sampling
 
+# Below it, logits divided by the temperature leave float32's range; the draw is greedy by then.
+COLDEST = 1e-4
 _MASK = (1 << 64) - 1
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
@@ -78,7 +80,7 @@ class Sampler:
         self._candidates = candidates
         self._seed = seed
         self._position = len(produced)
-        self._greedy = sampling.temperature == 0
+        self._greedy = sampling.temperature < COLDEST
         self._history: list[Any] = []
         self._chain = llama_cpp.llama_sampler_chain_init(
             llama_cpp.llama_sampler_chain_default_params()
@@ -103,7 +105,8 @@ class Sampler:
         for token in bias:
             if not 0 <= token < size:
                 raise RequestRefused(
-                    f"logit_bias: token {token} is not in the vocabulary of {size} tokens"
+                    f"logit_bias: token {token} is not in the vocabulary of {size} tokens",
+                    param="logit_bias",
                 )
         if sampling.ignore_eos:
             bias |= dict.fromkeys(ending, float("-inf"))

@@ -51,7 +51,8 @@ class Metrics:
             registry=self.registry,
         )
         self._first = self._histogram(
-            "hxd_time_to_first_token_seconds", "From a request's arrival to its first text."
+            "hxd_time_to_first_token_seconds",
+            "From a request's place in the queue to its first text.",
         )
         self._gap = self._histogram(
             "hxd_inter_token_latency_seconds", "Between two pieces of text of one sequence."

@@ -58,11 +58,11 @@ class Status:
             raised.append(Condition("model-refused", name, f"{error.key}: {error}", self.started))
         for name, replicas in self.supervisor.replicas.items():
             if not self.supervisor.ready(name):
-                since = now - min(self.clock.now() - replica.since for replica in replicas)
+                since = now - self.clock.now() + max(r.unready_since for r in replicas)
                 raised.append(Condition("model-unavailable", name, self._why(name), since))
             for replica in replicas:
                 if replica.state is State.FAILED:
-                    since = now - (self.clock.now() - replica.since)
+                    since = now - self.clock.now() + replica.unready_since
                     detail = f"{replica.id}: {replica.problem}"
                     raised.append(Condition("replica-failed", name, detail, since))
         return conditions.visible(raised, now)

@@ -15,13 +15,14 @@ from hxd import wire
 from hxd.clock import Clock
 from hxd.daemon.admin.metrics import Metrics
 from hxd.daemon.request.admit import Gate, Lease
-from hxd.errors import BY_FAULT, BackendError, HxdError
+from hxd.errors import BY_FAULT, BackendError, HxdError, Unavailable
 
 # An error in place of an answer: the sequence never reached a worker.
 Answer = wire.Delta | wire.Done | wire.Failed | HxdError
 # Which choice, what, and when in monotonic seconds.
 Arrival = tuple[int, Answer, float]
 
+RETRY_AFTER = 1.0
 _ids = itertools.count(1)
 
 
@@ -147,4 +148,5 @@ class Call:
 def failure(failed: wire.Failed) -> HxdError:
     """The error that a client reads, by whose fault it was."""
     kind = BY_FAULT.get(failed.fault, BackendError)
-    return kind(failed.message, param=failed.param, code=failed.code)
+    retry_after = RETRY_AFTER if kind is Unavailable else None
+    return kind(failed.message, param=failed.param, code=failed.code, retry_after=retry_after)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import re
 from collections.abc import Collection
 from typing import Protocol
 
@@ -76,23 +77,26 @@ def check_origin(headers: Headers, allowed: Collection[str]) -> None:
     hosts = headers.getall("Host", [])
     if len(hosts) != 1:
         raise CallerError("exactly one Host header is needed", code="bad_host")
-    if not _ours(_name(hosts[0]), allowed):
+    name = _name(hosts[0])
+    if name is None or not (_named(name, allowed) or _is_address(name)):
         raise Forbidden("This server does not answer to that Host.", code="bad_host")
     for origin in headers.getall("Origin", []):
-        if not _ours(_name(origin.partition("://")[2]), allowed):
+        page = _name(origin.partition("://")[2])
+        if page is None or not (_named(page, allowed) or page == name):
             raise Forbidden("Pages of other sites may not call this server.", code="bad_origin")
 
 
-def _name(host: str) -> str:
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if host.count(":") == 1 else host
+def _name(host: str) -> str | None:
+    """The name or address in `NAME:PORT`, lower case; None when it is neither."""
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]@/]+))(?::\d{1,5})?", host)
+    return (match[1] or match[2]).lower().rstrip(".") if match else None
 
 
-def _ours(name: str, allowed: Collection[str]) -> bool:
-    name = name.lower().rstrip(".")
-    if name == "localhost" or name in allowed:
-        return True
+def _named(name: str, allowed: Collection[str]) -> bool:
+    return name == "localhost" or name in allowed
+
+
+def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:

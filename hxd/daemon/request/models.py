@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hxd.daemon.request.admit import Gate
-from hxd.daemon.store.sources import Source
-from hxd.errors import ModelNotFound
+from hxd.daemon.store.sources import Source, SourceError
+from hxd.errors import ModelNotFound, Unavailable
 
+RETRY_AFTER = 60.0  # an operator has to act first
 STABLE = "stable"
 
 
@@ -28,13 +29,18 @@ class Served:
 
 @dataclass(frozen=True)
 class Catalog:
-    """The served models. `created` is when the daemon started, in Unix seconds."""
+    """The served models; `refused` says of others why they can't be. `created` is when the daemon
+    started, in Unix seconds."""
 
     served: Mapping[str, Served]
+    refused: Mapping[str, SourceError]
     created: int
 
     def find(self, reference: str) -> Served:
-        """The model for `name[:variant][@version-or-label]`; raises `ModelNotFound`."""
+        """The model for `name[:variant][@version-or-label]`.
+
+        Raises `ModelNotFound`, or `Unavailable` for one that is configured but can't be served.
+        """
         if found := self.served.get(reference):
             return found
         rest, _, version = reference.partition("@")
@@ -46,6 +52,12 @@ class Catalog:
             and version in ("", STABLE, str(found.source.version))
         ):
             return found
+        if name in self.refused:
+            raise Unavailable(
+                f"the model {name!r} can't be served: {self.refused[name]}",
+                code="model_unavailable",
+                retry_after=RETRY_AFTER,
+            )
         # A name from outside may be long, and goes into a log line.
         raise ModelNotFound(reference[:200], self.served)
 

@@ -6,7 +6,6 @@ not support yet are refused by name, since ignoring them would change the answer
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any, TypeVar
 
@@ -71,16 +70,16 @@ class Common(msgspec.Struct, kw_only=True):
 class ChatRequest(Common, kw_only=True):
     messages: list[ChatMessage]
     max_completion_tokens: int | None = None
-    tools: msgspec.Raw | None = None
-    tool_choice: msgspec.Raw | None = None
-    functions: msgspec.Raw | None = None
-    function_call: msgspec.Raw | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    audio: msgspec.Raw | None = None
+    audio: Any = None
     modalities: list[str] | None = None
-    prediction: msgspec.Raw | None = None
-    web_search_options: msgspec.Raw | None = None
+    prediction: Any = None
+    web_search_options: Any = None
 
 
 class CompletionRequest(Common, kw_only=True):
@@ -170,21 +169,21 @@ def _unsupported(name: str) -> CallerError:
     )
 
 
-_NEUTRAL = {"null", "[]", '"none"', '"auto"', "false"}
+# Values that ask for nothing: clients send them unasked.
+_NEUTRAL: tuple[Any, ...] = (None, False, [], {}, "none", "auto")
 
 
 def _refuse(request: Common, names: tuple[str, ...]) -> None:
     for name in names:
-        raw: msgspec.Raw | None = getattr(request, name)
-        if raw is not None and bytes(raw).decode("utf-8", "replace").strip() not in _NEUTRAL:
+        if getattr(request, name) not in _NEUTRAL:
             raise _unsupported(name)
 
 
 def _check(request: Common) -> None:
     def between(name: str, low: float, high: float) -> None:
         value = getattr(request, name)
-        if value is not None and not (math.isfinite(value) and low <= value <= high):
-            raise CallerError(f"{name}: {value} is not between {low:g} and {high:g}", param=name)
+        if value is not None and not low <= value <= high:
+            raise CallerError(f"{name}: {value} is not between {low} and {high}", param=name)
 
     between("max_tokens", 1, MAX_TOKENS)
     if isinstance(request, ChatRequest):

@@ -1,7 +1,7 @@
 """API keys on disk: hashes only. A key is shown once, when it is made.
 
-`keys.json` in the state folder; read again when it changes. Keys are random and long, so a plain
-SHA-256 is enough: there is nothing to guess by dictionary.
+`keys.json` in the state folder, read at the start; afterwards the daemon is its only writer. Keys
+are random and long, so a plain SHA-256 is enough: there is nothing to guess by dictionary.
 """
 
 from __future__ import annotations

@@ -23,6 +23,13 @@ FILE_TYPES = {
     11: "q3_k_s", 12: "q3_k_m", 13: "q3_k_l", 14: "q4_k_s", 15: "q4_k_m", 16: "q5_k_s",
     17: "q5_k_m", 18: "q6_k", 25: "iq4_nl", 30: "iq4_xs", 32: "bf16",
 }  # fmt: skip
+# Bytes per weight, from the block sizes of ggml's types; the k-quants mix, so theirs are averages.
+WEIGHT = {
+    "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.07, "q6_k": 0.82, "q5_1": 0.75, "q5_0": 0.69,
+    "q5_k_m": 0.71, "q5_k_s": 0.69, "q4_1": 0.63, "q4_0": 0.57, "q4_k_m": 0.61, "q4_k_s": 0.58,
+    "iq4_nl": 0.57, "iq4_xs": 0.54, "q3_k_l": 0.54, "q3_k_m": 0.49, "q3_k_s": 0.44, "q2_k": 0.42,
+}  # fmt: skip
+QUANTIZABLE = tuple(WEIGHT)[1:]
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,8 @@ def _resolve(
     if variant != stored and header is None:
         raise SourceError("variants", f"only GGUF files can be quantized; this is {stored}")
     for asked in settings.variants:
-        if asked not in FILE_TYPES.values() and asked != stored:
-            known = FILE_TYPES.values()
+        if asked not in QUANTIZABLE and asked != stored:
+            known = QUANTIZABLE
             raise SourceError(
                 "variants",
                 f"no variant {asked!r}.{nearest(asked, known)} There are: {', '.join(known)}",
@@ -111,7 +118,9 @@ def _resolve(
         variant=variant,
         stored=stored,
         context=context,
-        estimate=_estimate(header, file, context * settings.slots),
+        estimate=_estimate(
+            header, file, WEIGHT.get(variant, 1) / WEIGHT.get(stored, 1), context * settings.slots
+        ),
     )
 
 
@@ -138,8 +147,9 @@ def _context(header: Header | None, settings: ModelSettings) -> int:
     return min(settings.context, trained)
 
 
-def _estimate(header: Header | None, file: Path | None, cells: int) -> int:
-    """Bytes for one replica: weights, and a KV cache of f16 with `cells` tokens."""
+def _estimate(header: Header | None, file: Path | None, shrink: float, cells: int) -> int:
+    """Bytes for one replica: weights, `shrink` times the file, and a KV cache of f16 with `cells`
+    tokens."""
     if header is None or file is None:
         return file.stat().st_size if file else 0
     meta, arch = header.metadata, header.architecture
@@ -154,4 +164,4 @@ def _estimate(header: Header | None, file: Path | None, cells: int) -> int:
     value_length = number("attention.value_length", key_length)
     kv_heads = number("attention.head_count_kv", heads)
     per_token = number("block_count", 0) * kv_heads * (key_length + value_length) * 2
-    return header.size + per_token * cells
+    return int(header.size * shrink) + per_token * cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hxd.daemon.supervise.link import Link, Owner
+
+log = logging.getLogger("hxd.supervise")
 
 TAIL_LINES = 20
 LINE_LIMIT = 500
@@ -86,7 +89,9 @@ class WorkerProcess:
         while data := await stream.read(1 << 14):
             *lines, rest = (rest + data.decode("utf-8", "replace")).split("\n")
             rest = rest[-LINE_LIMIT:]
-            self.tail.extend(line[:LINE_LIMIT] for line in lines if line.strip())
+            for line in filter(str.strip, lines):
+                self.tail.append(line[:LINE_LIMIT])
+                log.debug("pid=%d said %r", self.pid, line[:LINE_LIMIT])
         if rest.strip():
             self.tail.append(rest)
 

@@ -15,12 +15,14 @@ from hxd.daemon.supervise.restart import Restart
 @dataclass
 class Replica:
     """`generation` counts starts: what a former process still says is recognised by it.
-    `problem` is what is wrong now, in words. Times are monotonic seconds."""
+    `problem` is what is wrong now, in words; `unready_since` is when it was last ready, or the
+    start. Times are monotonic seconds."""
 
     id: str
     source: Source
     state: State = State.STOPPED
     since: float = 0.0
+    unready_since: float = 0.0
     generation: int = 0
     problem: str | None = None
     note: str = ""

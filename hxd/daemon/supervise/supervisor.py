@@ -167,6 +167,8 @@ class Supervisor:
         now = self._clock.now()
         healthy = now - replica.since if old is State.READY else 0.0
         replica.state, replica.since = new, now
+        if old is State.READY or event is Event.START:
+            replica.unready_since = now
         if new is State.FAILED:
             replica.problem = detail
         elif new in (State.READY, State.STOPPED):
