@@ -96,7 +96,8 @@ class Ping(Frame):
 
 
 class Quantize(Frame):
-    """Write `variant` of the GGUF at `source` to `target`; answered by Progress, and exit 0 at its end."""
+    """Write `variant` of the GGUF at `source` to `target`; answered by Progress, and
+    exit 0 at its end."""
 
     source: str
     target: str

@@ -113,6 +113,12 @@ class Limits:
         "Time in which a request body must have arrived.",
         show="15s",
     )
+    header_time: float = _setting(
+        10.0,
+        kinds.seconds(0.1, 3600),
+        "Time in which a request's headers must be there.",
+        show="10s",
+    )
     keepalive: float = _setting(
         75.0, kinds.seconds(1, 3600), "How long an idle connection stays open.", show="75s"
     )

@@ -23,8 +23,9 @@ from hxd.daemon.admin.api import AdminApi
 from hxd.daemon.admin.metrics import Metrics
 from hxd.daemon.admin.status import Status
 from hxd.daemon.request.admit import Gate
+from hxd.daemon.request.connection import ConnectionRunner
 from hxd.daemon.request.generate import Generation
-from hxd.daemon.request.http import Entry, Front, Traffic, finish_headers
+from hxd.daemon.request.http import Entry, Front, Traffic, error_response, finish_headers
 from hxd.daemon.request.identify import Role
 from hxd.daemon.request.models import Catalog, Served
 from hxd.daemon.store import plugins, sources
@@ -224,8 +225,10 @@ async def _runner(
     config: Config, app: web.Application, stack: contextlib.AsyncExitStack
 ) -> web.AppRunner:
     app.on_response_prepare.append(finish_headers)
-    runner = web.AppRunner(
+    runner = ConnectionRunner(
         app,
+        header_time=config.limits.header_time,
+        render=error_response,
         handle_signals=False,
         # A client that goes away must free its slot within a step.
         handler_cancellation=True,

@@ -111,9 +111,9 @@ class Generation:
 
     async def _body(self, request: web.Request) -> bytes:
         """The body; bounded in size by aiohttp, in time here, and JSON by its label."""
-        if request.headers.get("Content-Encoding", "identity") != "identity":
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise CallerError("compressed bodies are not accepted", status=415)
-        if request.content_type not in ("application/json", "application/octet-stream"):
+        if "Content-Type" in request.headers and request.content_type != "application/json":
             raise CallerError(
                 f"the body must be application/json, not {request.content_type[:100]}", status=415
             )

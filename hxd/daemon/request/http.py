@@ -74,7 +74,9 @@ class Front:
             methods = ("GET", "HEAD") if entry.method == "GET" else (entry.method,)
             prefixes = ("",) if entry.path.startswith("/admin") else ("", "/api")
             for method, prefix in product(methods, prefixes):
-                route = app.router.add_route(method, prefix + entry.path, entry.handler)
+                route = app.router.add_route(
+                    method, prefix + entry.path, entry.handler, expect_handler=_expect
+                )
                 self._entries[route] = entry
         return app
 
@@ -123,16 +125,16 @@ class Front:
             finally:
                 self._traffic.running -= 1
         except HxdError as error:
-            return _error(error)
+            return error_response(error)
         except web.HTTPException as error:
-            return _error(_from_aiohttp(error, request))
+            return error_response(_from_aiohttp(error, request))
         except ConnectionError:
             # The client is gone: nobody reads this, and aiohttp drops the connection.
             request["status"] = generate.CLIENT_LEFT
             return web.Response(status=400)
         except Exception:
             log.exception("request=%s failed inside hxd", request["id"])
-            return _error(HxdError(f"something broke inside hxd; request {request['id']}"))
+            return error_response(HxdError(f"something broke inside hxd; request {request['id']}"))
 
     def _identify(self, request: web.Request, entry: Entry | None) -> None:
         check_origin(request.headers, self._names)
@@ -162,6 +164,16 @@ async def finish_headers(request: web.Request, response: web.StreamResponse) -> 
     response.headers["X-Content-Type-Options"] = "nosniff"
 
 
+async def _expect(request: web.Request) -> web.StreamResponse | None:
+    """Answers `Expect`; None goes on to the route."""
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # What aiohttp's own handler does: the real answer has not begun.
+        request.writer.output_size = 0
+        return None
+    return error_response(CallerError("only 100-continue can be expected", status=417))
+
+
 def _request_id(request: web.Request) -> str:
     given = request.headers.get("X-Request-Id", "")
     return given if _REQUEST_ID.fullmatch(given) else _new_id()
@@ -186,7 +198,7 @@ def _from_aiohttp(error: web.HTTPException, request: web.Request) -> HxdError:
     return CallerError(error.reason or "bad request", status=error.status)
 
 
-def _error(error: HxdError) -> web.Response:
+def error_response(error: HxdError) -> web.Response:
     response = web.Response(
         status=error.status,
         body=reply.json_bytes(error.body()),

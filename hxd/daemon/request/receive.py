@@ -33,6 +33,7 @@ class ChatMessage(msgspec.Struct):
     role: str
     content: str | list[Part] | None = None
     name: str | None = None
+    tool_calls: Any = None
 
 
 class StreamOptions(msgspec.Struct):
@@ -80,6 +81,8 @@ class ChatRequest(Common, kw_only=True):
     modalities: list[str] | None = None
     prediction: Any = None
     web_search_options: Any = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
 
 
 class CompletionRequest(Common, kw_only=True):
@@ -112,7 +115,7 @@ def parse_chat(body: bytes) -> ChatRequest:
     _refuse(
         request,
         ("tools", "tool_choice", "functions", "function_call", "audio", "prediction",
-         "web_search_options"),
+         "web_search_options", "reasoning_effort", "verbosity"),
     )  # fmt: skip
     if request.logprobs or request.top_logprobs:
         raise _unsupported("top_logprobs" if request.top_logprobs else "logprobs")
@@ -170,7 +173,7 @@ def _unsupported(name: str) -> CallerError:
 
 
 # Values that ask for nothing: clients send them unasked.
-_NEUTRAL: tuple[Any, ...] = (None, False, [], {}, "none", "auto")
+_NEUTRAL: tuple[Any, ...] = (None, False, [], "none", "auto", "medium")
 
 
 def _refuse(request: Common, names: tuple[str, ...]) -> None:
@@ -269,6 +272,8 @@ def plain_messages(request: ChatRequest) -> list[wire.Message]:
                 param=f"messages[{i}].role",
                 code="unsupported_parameter",
             )
+        if message.tool_calls not in _NEUTRAL:
+            raise _unsupported(f"messages[{i}].tool_calls")
         role = "system" if message.role == "developer" else message.role
         messages.append(wire.Message(role, _text(message, i), message.name))
     return messages
