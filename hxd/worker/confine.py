@@ -11,11 +11,12 @@ import ctypes
 import os
 import resource
 import signal
+import sys
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
-MAX_FILES = 256
+MAX_FILES = 1024
 
 
 def confine(parent: int, memory_limit: int | None) -> None:
@@ -32,7 +33,11 @@ def confine(parent: int, memory_limit: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     if memory_limit is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
-    Path("/proc/self/oom_score_adj").write_text("800")
+    try:
+        Path("/proc/self/oom_score_adj").write_text("800")
+    except OSError as error:
+        # Some containers mount /proc read-only. The model is served all the same.
+        sys.stderr.write(f"worker: not first for the OOM killer: {error}\n")
 
 
 def _prctl(libc: ctypes.CDLL, option: int, value: int) -> None:
