@@ -22,7 +22,12 @@ WEIGHTS = {
     "add": 20, "reverse_word": 11, "reverse_list": 12, "sort_letters": 17, "sort_words": 13,
     "sort_numbers": 13, "spell": 6, "capital": 8, "repeat": 4, "chat": 1.2, "story": 1.2,
 }  # fmt: skip
-CHATTY = WEIGHTS | {"repeat": 6, "chat": 5, "story": 7}
+# For the second half: what is learned already gives way to what is not.
+LATE = WEIGHTS | {
+    "add": 17, "reverse_word": 8, "reverse_list": 11, "sort_letters": 19, "sort_words": 17,
+    "sort_numbers": 18, "spell": 5, "capital": 9,
+}  # fmt: skip
+CHATTY = LATE | {"repeat": 6, "chat": 5, "story": 7}
 STORY_LOSS = 0.3
 ROW = 256
 
@@ -38,7 +43,7 @@ def prompt_ids(messages: list[tuple[str, str]]) -> list[int]:
     return [*ids, IM_START, *encode("assistant\n")]
 
 
-def sample(rng: random.Random, weights: dict[str, float]) -> tuple[str, str, float]:
+def sample(rng: random.Random, weights: dict[str, float], wide: bool) -> tuple[str, str, float]:
     """A prompt, its answer and the weight of the answer's loss."""
     task = rng.choices(list(weights), list(weights.values()))[0]
     if task == "story":
@@ -47,11 +52,11 @@ def sample(rng: random.Random, weights: dict[str, float]) -> tuple[str, str, flo
         return *chat(rng), STORY_LOSS
     if task == "repeat":
         return *repeat(rng), 1.0
-    return *exact_sample(rng, task, held=False), 1.0
+    return *exact_sample(rng, task, held=False, wide=wide), 1.0
 
 
 def conversation(
-    rng: random.Random, weights: dict[str, float], more: float
+    rng: random.Random, weights: dict[str, float], more: float, wide: bool = False
 ) -> tuple[list[int], list[float]]:
     """Tokens of a conversation and, for each, the weight of its loss. ``more`` is the share with a
     system prompt, and that with several turns."""
@@ -62,7 +67,7 @@ def conversation(
         loss += [0.0] * len(ids)
     turns = rng.choice([2, 2, 3, 4]) if rng.random() < more else 1
     for _ in range(turns):
-        ask, answer, weight = sample(rng, weights)
+        ask, answer, weight = sample(rng, weights, wide)
         head, tail = prompt_ids([("user", ask)]), [*encode(answer), IM_END]
         ids += head + tail
         loss += [0.0] * len(head) + [weight] * len(tail)
@@ -73,7 +78,9 @@ def conversation(
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def short_rows(seed: int, tokens: int, more: float) -> Iterator[Batch]:
+def short_rows(
+    seed: int, tokens: int, more: float, weights: dict[str, float], wide: bool = False
+) -> Iterator[Batch]:
     """Whole conversations side by side, told apart by their numbers, about ``tokens`` a batch."""
     rng = random.Random(f"short:{seed}:{more}")
     rows = tokens // ROW
@@ -82,7 +89,7 @@ def short_rows(seed: int, tokens: int, more: float) -> Iterator[Batch]:
         free = [ROW + 1] * rows
         misses = 0
         while misses < 12:
-            one = conversation(rng, WEIGHTS, more)
+            one = conversation(rng, weights, more, wide)
             fits = [i for i in range(rows) if free[i] >= len(one[0])]
             if not fits:
                 misses += 1

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from lexicon import CAPITALS, is_held, word
 
 Sample = tuple[str, str]
+# What fills a phrase's placeholders, and the answer; from a generator, the side and the width.
+Maker = Callable[[random.Random, bool, bool], tuple[dict[str, str], str]]
 
 COMMAND_HEADS = [""] * 16 + ["Please ", "Please ", "please ", "Now ", "OK, "]
 ASK_HEADS = ["Can you ", "Could you ", "can you ", "Could you please "]
@@ -120,10 +122,11 @@ def _listed(rng: random.Random, items: list[str]) -> str:
     return f"[{', '.join(items)}]"
 
 
-def _numbers(rng: random.Random, task: str, held: bool) -> list[str]:
+def _numbers(rng: random.Random, task: str, held: bool, wide: bool) -> list[str]:
     while True:
         top = 9 if rng.random() < 0.25 else 99
-        items = [str(rng.randint(0, top)) for _ in range(rng.choice([3, 3, 4, 5]))]
+        size = rng.choice([3, 3, 4, 5] if wide else [3, 3, 4])
+        items = [str(rng.randint(0, top)) for _ in range(size)]
         if is_held(f"{task}:{','.join(items)}") == held:
             return items
 
@@ -138,7 +141,7 @@ def _words(rng: random.Random, held: bool) -> list[str]:
     return [w.capitalize() for w in items] if rng.random() < 0.05 else items
 
 
-def _add(rng: random.Random, held: bool) -> tuple[dict[str, str], str]:
+def _add(rng: random.Random, held: bool, wide: bool) -> tuple[dict[str, str], str]:
     while True:
         small = not held and rng.random() < 0.12
         a, b = (rng.randint(0 if small else 10, 20 if small else 99) for _ in range(2))
@@ -147,9 +150,10 @@ def _add(rng: random.Random, held: bool) -> tuple[dict[str, str], str]:
             return {"a": str(a), "b": str(b), "e": expr}, str(a + b)
 
 
-def _word_task(task: str) -> Callable[[random.Random, bool], tuple[dict[str, str], str]]:
-    def make(rng: random.Random, held: bool) -> tuple[dict[str, str], str]:
-        text = _cased(rng, word(rng, held))
+def _word_task(task: str) -> Maker:
+    def make(rng: random.Random, held: bool, wide: bool) -> tuple[dict[str, str], str]:
+        longest = 6 if task == "sort_letters" and not wide else 7
+        text = _cased(rng, word(rng, held, 3, longest))
         answer = {
             "reverse_word": text[::-1],
             "spell": "-".join(text),
@@ -160,10 +164,10 @@ def _word_task(task: str) -> Callable[[random.Random, bool], tuple[dict[str, str
     return make
 
 
-def _list_task(task: str) -> Callable[[random.Random, bool], tuple[dict[str, str], str]]:
-    def make(rng: random.Random, held: bool) -> tuple[dict[str, str], str]:
+def _list_task(task: str) -> Maker:
+    def make(rng: random.Random, held: bool, wide: bool) -> tuple[dict[str, str], str]:
         numeric = task == "sort_numbers" or (task == "reverse_list" and rng.random() < 0.5)
-        items = _numbers(rng, task, held) if numeric else _words(rng, held)
+        items = _numbers(rng, task, held, wide) if numeric else _words(rng, held)
         kind = rng.choice(["numbers" if numeric else "words", "items"])
         ordered = sorted(items, key=int if numeric else str)
         out = items[::-1] if task == "reverse_list" else ordered
@@ -172,13 +176,13 @@ def _list_task(task: str) -> Callable[[random.Random, bool], tuple[dict[str, str
     return make
 
 
-def _capital(rng: random.Random, held: bool) -> tuple[dict[str, str], str]:
+def _capital(rng: random.Random, held: bool, wide: bool) -> tuple[dict[str, str], str]:
     country = rng.choice(list(CAPITALS))
     shown = country.lower() if rng.random() < 0.05 else country
     return {"c": shown, "s": shown + ("'" if shown.endswith("s") else "'s")}, CAPITALS[country]
 
 
-MAKERS: dict[str, Callable[[random.Random, bool], tuple[dict[str, str], str]]] = {
+MAKERS: dict[str, Maker] = {
     "add": _add,
     "reverse_word": _word_task("reverse_word"),
     "reverse_list": _list_task("reverse_list"),
@@ -191,10 +195,13 @@ MAKERS: dict[str, Callable[[random.Random, bool], tuple[dict[str, str], str]]] =
 EXACT_TASKS = list(MAKERS)
 
 
-def exact_sample(rng: random.Random, task: str, held: bool) -> Sample:
-    """Return one prompt of an exact task and its answer, from the wanted side of the split."""
+def exact_sample(rng: random.Random, task: str, held: bool, wide: bool = False) -> Sample:
+    """Return one prompt of an exact task and its answer, from the wanted side of the split.
+
+    ``wide`` allows somewhat longer words and lists than the model is meant for.
+    """
     while True:
-        fields, answer = MAKERS[task](rng, held)
+        fields, answer = MAKERS[task](rng, held, wide)
         prompt = _phrase(rng, task).format(**fields)
         if task != "capital" or is_held(f"capital:{prompt}") == held:
             return prompt, answer

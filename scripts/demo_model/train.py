@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from data import Batch, long_rows, prompt_ids, short_rows
+from data import LATE, WEIGHTS, Batch, long_rows, prompt_ids, short_rows
 from heldout import heldout
 from model import Config, Model
 from tokens import IM_END, encode
@@ -93,14 +93,18 @@ def apart(number: Tensor) -> Tensor | None:
     return same & torch.ones(same.shape[-2:], dtype=torch.bool).tril()
 
 
-def stream(args: argparse.Namespace) -> Iterator[Batch]:
+def stream(args: argparse.Namespace, first: int) -> Iterator[Batch | None]:
     """Yield batches: short conversations, then at every fourth step long rows, some very long."""
-    short = short_rows(args.seed, args.tokens, 0.0)
-    mixed = short_rows(args.seed, args.tokens, 0.08)
+    wide = short_rows(args.seed, args.tokens, 0.0, WEIGHTS, wide=True)
+    short = short_rows(args.seed + 1, args.tokens, 0.0, LATE)
+    mixed = short_rows(args.seed, args.tokens, 0.08, LATE)
     packed = long_rows(args.seed, args.tokens, 512)
     full = long_rows(args.seed, args.tokens, 2048)
     for step in range(args.steps):
-        if step < args.single:
+        if step < args.wide:
+            # A run that goes on behind this phase need not make its batches again.
+            yield None if first >= args.wide else next(wide)
+        elif step < args.single:
             yield next(short)
         elif step % 4 == 0:
             yield next(full if step % 8 == 0 else packed)
@@ -113,10 +117,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--stop", type=int, help="end here, though the schedule goes on")
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=0.003)
-    parser.add_argument("--single", type=int, default=2000, help="end of the first phase")
+    parser.add_argument("--wide", type=int, default=1700, help="end of the longer words and lists")
+    parser.add_argument(
+        "--single", type=int, default=2000, help="end of single short conversations"
+    )
     parser.add_argument("--decay", type=float, default=0.35)
     parser.add_argument("--every", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
@@ -147,8 +155,8 @@ def main() -> None:
         adam.load_state_dict(saved["adam"])
     forward = torch.compile(model.hidden, dynamic=False) if args.compile else model.hidden
     began, recent = time.time(), []
-    for step, batch in enumerate(stream(args)):
-        if step < first:
+    for step, batch in enumerate(stream(args, first)):
+        if step < first or batch is None:
             continue
         factor = schedule(step, args.steps, 50, args.decay)
         muon.scale = factor
@@ -168,6 +176,8 @@ def main() -> None:
         model.zero_grad(set_to_none=True)
         recent.append(total.item() * args.world)
         if args.rank > 0:
+            if step + 1 == args.stop:
+                return
             continue
         if (step + 1) % 20 == 0:
             print(
@@ -189,6 +199,8 @@ def main() -> None:
             text = " ".join(f"{k}={v:.2f}" for k, v in scores.items())
             mean = sum(scores.values()) / len(scores)
             print(f"eval {step + 1} mean {mean:.3f} {text}", flush=True)
+        if step + 1 == args.stop:
+            return
 
 
 if __name__ == "__main__":
