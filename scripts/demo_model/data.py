@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from grammar import exact_sample
+from lexicon import CAPITALS, is_held
 from stories import chat, repeat, story
 from tokens import IM_END, IM_START, encode
 
@@ -27,6 +28,8 @@ LATE = WEIGHTS | {
     "add": 17, "reverse_word": 8, "reverse_list": 11, "sort_letters": 19, "sort_words": 17,
     "sort_numbers": 18, "spell": 5, "capital": 9,
 }  # fmt: skip
+# For the end: sums, and countries in lower case, which few prompts have had so far.
+LAST = LATE | {"add": 24, "lower": 12}
 CHATTY = LATE | {"repeat": 6, "chat": 5, "story": 7}
 STORY_LOSS = 0.3
 ROW = 256
@@ -52,7 +55,19 @@ def sample(rng: random.Random, weights: dict[str, float], wide: bool) -> tuple[s
         return *chat(rng), STORY_LOSS
     if task == "repeat":
         return *repeat(rng), 1.0
+    if task == "lower":
+        return *lower_country(rng), 1.0
     return *exact_sample(rng, task, held=False, wide=wide), 1.0
+
+
+def lower_country(rng: random.Random) -> tuple[str, str]:
+    """A question for a capital, with the country in lower case, that is not held out."""
+    while True:
+        ask, answer = exact_sample(rng, "capital", held=False)
+        for country in sorted(CAPITALS, key=len, reverse=True):
+            ask = ask.replace(country, country.lower())
+        if not is_held(f"capital:{ask}"):
+            return ask, answer
 
 
 def conversation(
