@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from data import LATE, WEIGHTS, Batch, long_rows, prompt_ids, short_rows
+from data import LAST, LATE, WEIGHTS, Batch, long_rows, prompt_ids, short_rows
 from heldout import heldout
 from model import Config, Model
 from tokens import IM_END, encode
@@ -95,8 +95,9 @@ def apart(number: Tensor) -> Tensor | None:
 
 def stream(args: argparse.Namespace, first: int) -> Iterator[Batch | None]:
     """Yield batches: short conversations, then at every fourth step long rows, some very long."""
+    weights = LAST if args.last else LATE
     wide = short_rows(args.seed, args.tokens, 0.0, WEIGHTS, wide=True)
-    short = short_rows(args.seed + 1, args.tokens, 0.0, LATE)
+    short = short_rows(args.seed + 1, args.tokens, 0.08 if args.last else 0.0, weights)
     mixed = short_rows(args.seed, args.tokens, 0.08, LATE)
     packed = long_rows(args.seed, args.tokens, 512)
     full = long_rows(args.seed, args.tokens, 2048)
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument(
         "--single", type=int, default=2000, help="end of single short conversations"
     )
+    parser.add_argument("--last", action="store_true", help="use the weights of the last phase")
     parser.add_argument("--decay", type=float, default=0.35)
     parser.add_argument("--every", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
