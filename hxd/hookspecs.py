@@ -6,8 +6,13 @@ object:
 
 - `hxd_describe` says what the plugin can do. Called once in each worker, before anything else.
 - `hxd_backend` makes the backend. Called once in each worker, before the model is loaded.
-- The `Backend` they return does the work. Its methods are called from one thread, the engine
-  thread, except `tokenize` and `token_bytes`, which a second thread may call at the same time.
+- The object it returns does the work, and is one of three:
+  - `Backend` generates text, token by token, many sequences at a time. Its methods are called
+    from one thread, the engine thread, except `tokenize`, `token_bytes` and `compile`, which a
+    second thread may call at the same time.
+  - `Embedder` turns texts into vectors or scores; the same threads.
+  - `Relay` hands whole requests on to another server; all its methods run in one asyncio loop.
+  Which one is seen from the methods: `step`, `embed` or `relay`.
 
 The worker does everything else: it renders the chat template, tokenizes through your `tokenize`,
 joins bytes to whole characters, finds stop strings, counts, ends a sequence at `max_tokens` or at
@@ -22,17 +27,22 @@ and the worker is replaced, since nobody knows what state the model is in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import pluggy
 
-from hxd.wire import Sampling
+from hxd import wire
+from hxd.wire import Constraint, Logprob, Sampling
 
 NAMESPACE = "hxd"
 API = 1
+
+# What a loaded model can do: generate text; report logprobs; hold a constraint (JSON, grammars,
+# forced tool calls); make vectors; score documents against a query.
+CAPABILITIES = frozenset({"generate", "logprobs", "constrain", "embed", "rank"})
 
 hookspec = pluggy.HookspecMarker(NAMESPACE)
 # pluggy ships its markers as untyped call results; the cast keeps plugin code typed.
@@ -48,13 +58,46 @@ class RequestRefused(Exception):
         self.param = param
 
 
+class RelayFailed(Exception):
+    """Raise it from `Relay.relay` when the request could not be answered. `fault` is a value of
+    `hxd.errors.Fault`, `retry_after` in seconds."""
+
+    def __init__(
+        self,
+        message: str,
+        fault: str = "backend",
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.fault, self.code, self.retry_after = fault, code, retry_after
+
+
 @dataclass(frozen=True)
 class Description:
     """What a plugin can do. `formats`: file formats it loads (`gguf`, `ggml`), or `none` when it
-    needs no file. `capabilities`: `generate`, and `quantize` with the hook of that name."""
+    needs no file. `capabilities`: `generate`, `embed`, and `quantize` with the hook of that
+    name."""
 
     formats: frozenset[str]
     capabilities: frozenset[str] = frozenset({"generate"})
+
+
+# Gauges that a backend may report, with their help texts; `/metrics` shows them as `hxd_NAME`.
+GAUGES = {
+    "prefix_cache_cells": "KV cells that hold prompts for later requests.",
+    "prefix_cache_entries": "Prompts in the prefix cache.",
+    "prefix_cache_hit_tokens": "Prompt tokens found in the prefix cache since the worker's start.",
+    "prefix_cache_miss_tokens": "Prompt tokens that had to be read since the worker's start.",
+    "prefix_cache_evictions": "Prompts dropped from the prefix cache since the worker's start.",
+    "kv_cells": "KV cells of the worker.",
+    "kv_cells_used": "KV cells in use, cached prompts included.",
+    "sequences_paused": "Sequences paused since the worker's start because KV cells ran out.",
+    "speculated_tokens": "Tokens proposed by speculation since the worker's start.",
+    "speculated_tokens_accepted": "Proposed tokens that the model agreed to.",
+    "prefill_chunk": "Prompt tokens that one decode step may carry at present.",
+    "step_seconds": "Duration of a decode step, smoothed.",
+}
 
 
 @dataclass(frozen=True)
@@ -76,17 +119,24 @@ class ModelInfo:
 
     `context`: tokens per sequence that will really be held. `vocab`: any string that is equal for
     equal vocabularies. `chat_template`: Jinja source, or None when the model has none.
-    `special_texts`: the spelling of every control token, so that a user who types one gets plain
-    text. `bos`, `eos`: their spelling, for the template. `details`: shown to operators.
+    `tool_template`: another one for conversations with tools, where the model brings two.
+    `special_tokens`: the spelling of every control token and its id, so that a user who types one
+    gets plain text. `bos`, `eos`: their spelling, for the template. `infill`: ids of the tokens
+    that stand before the prefix, before the suffix and before the middle. `details`: shown to
+    operators. `capabilities`: what of `CAPABILITIES` this model can do; requests for the rest get
+    a 400.
     """
 
     context: int
     vocab: str
     chat_template: str | None = None
-    special_texts: tuple[str, ...] = ()
+    tool_template: str | None = None
+    special_tokens: Mapping[str, int] = field(default_factory=dict)
     bos: str = ""
     eos: str = ""
+    infill: tuple[int, int, int] | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    capabilities: frozenset[str] = frozenset({"generate"})
 
 
 @dataclass(frozen=True)
@@ -96,6 +146,11 @@ class Sequence:
     `produced` are tokens that another worker has already generated for this request: continue
     after them and count them for penalties. The token that follows n generated ones is drawn with
     `(seed, n)` and nothing else, so that two workers draw the same one.
+
+    `limit`: no more than so many tokens will be wanted, `produced` included. `constraint` is what
+    `compile` made of the request's constraint; a new object for each sequence. `logprobs`: report
+    each token's probability and so many alternatives; with `prompt_logprobs` those of the prompt
+    too. `cache`: prompts may be shared only among equal names.
     """
 
     id: int
@@ -103,17 +158,29 @@ class Sequence:
     seed: int
     sampling: Sampling
     produced: list[int] = field(default_factory=list)
+    limit: int = 1 << 30
+    constraint: Any = None
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    cache: str = ""
 
 
 @dataclass(frozen=True)
 class Advance:
     """What one step gave one sequence: new tokens in order, and whether the model ended it. The
     ending token itself, if it has no text, is the last of `tokens`. A sequence still reading its
-    prompt is not mentioned."""
+    prompt is not mentioned, unless it reports `prompt_logprobs`, one per token of the prompt.
+
+    `logprobs`: one per token of `tokens`, where they were asked for. `cached`: with the first
+    tokens, how many of the prompt's were not read again because a cache held them.
+    """
 
     id: int
     tokens: list[int]
     ended: bool = False
+    logprobs: tuple[Logprob, ...] = ()
+    prompt_logprobs: tuple[Logprob, ...] = ()
+    cached: int = 0
 
 
 class Backend(Protocol):
@@ -129,8 +196,20 @@ class Backend(Protocol):
         growing parts first, to find out early that it can't fit."""
         ...
 
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token adds to the text; b"" for control tokens."""
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes that a token adds to the text; for control tokens b"", or their spelling with
+        `special`."""
+        ...
+
+    def compile(self, constraint: Constraint) -> Any:
+        """What `Sequence.constraint` will hold; only called with the capability `constrain`.
+        Raises `RequestRefused` for one that is wrong or too large, and must be bounded in time."""
+        ...
+
+    def gauges(self) -> dict[str, float]:
+        """Numbers for operators' dashboards, such as the cache's size; called every second or so
+        from another thread, and must not wait. May be empty. Names that are shown:
+        `hookspecs.GAUGES`."""
         ...
 
     def add(self, sequence: Sequence) -> None:
@@ -151,6 +230,52 @@ class Backend(Protocol):
         ...
 
 
+class Embedder(Protocol):
+    """A loaded model that gives vectors (capability `embed`) or scores (`rank`)."""
+
+    def load(self, request: LoadRequest) -> ModelInfo: ...
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes: ...
+
+    def pair(self, query: str, document: str) -> list[int]:
+        """Tokens of a query and a document as the model wants to read them together."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """Most tokens that one `embed` takes, over all its inputs."""
+        ...
+
+    def embed(self, inputs: list[list[int]]) -> list[bytes]:
+        """For each input, of 1 to `context` tokens, one vector as little-endian float32: a unit
+        vector, or the score alone where the model ranks."""
+        ...
+
+    def gauges(self) -> dict[str, float]: ...
+
+    def close(self) -> None: ...
+
+
+class Relay(Protocol):
+    """Another server that answers whole requests; nothing is tokenized here."""
+
+    async def open(self, request: LoadRequest) -> ModelInfo:
+        """Called once, first. Need not reach the server: it may come up later."""
+        ...
+
+    async def relay(self, request: wire.Request, emit: Callable[[wire.Frame], None]) -> wire.Done:
+        """Answer one request: `emit` frames as they come (`Step`, `Vectors`, `Tokens`, with the
+        request's id) and return the last one. Cancelled when the client leaves. Raises
+        `RequestRefused` when the client is at fault, `RelayFailed` when the server is."""
+        ...
+
+    def gauges(self) -> dict[str, float]: ...
+
+    async def close(self) -> None: ...
+
+
 class Hooks:
     """The hooks. A worker calls each once and loads one plugin, so the first result counts."""
 
@@ -159,7 +284,7 @@ class Hooks:
         """What this plugin can do. Must be quick and load no model library."""
 
     @hookspec(firstresult=True)
-    def hxd_backend(self, options: dict[str, Any]) -> Backend | None:
+    def hxd_backend(self, options: dict[str, Any]) -> Backend | Embedder | Relay | None:
         """Make the backend; import model libraries here, not at the top of the module."""
 
     @hookspec(firstresult=True)

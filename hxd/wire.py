@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-PROTOCOL = 1
+PROTOCOL = 2
 TO_WORKER_LIMIT = 16 << 20  # a 4 MiB body of short messages grows when it is framed
 TO_DAEMON_LIMIT = 1 << 20  # ATTACKS 7: what a hostile worker can make the daemon hold
 _LENGTH = struct.Struct(">I")
@@ -23,12 +23,50 @@ class WireError(Exception):
     """The other side broke the protocol. The link can't be trusted any more."""
 
 
-class Message(msgspec.Struct, tag="message"):
+class ToolCall(msgspec.Struct):
+    """A call that an assistant message of the conversation made; `arguments` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Message(msgspec.Struct, tag="message", omit_defaults=True):
     """One chat message; `content` is plain text by now."""
 
     role: str
     content: str
     name: str | None = None
+    tool_calls: list[ToolCall] = []
+    tool_call_id: str | None = None
+
+
+class Tool(msgspec.Struct, omit_defaults=True):
+    """A function that the model may call; `parameters` is a JSON schema of an object."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = {}
+
+
+class Tools(msgspec.Struct, omit_defaults=True):
+    """What may be called in the answer. `choice` is `auto`, `none`, `required` or, with `named`,
+    the one function that must be called. `parallel`: more than one call in an answer."""
+
+    functions: list[Tool]
+    choice: str = "auto"
+    named: bool = False
+    parallel: bool = True
+
+
+class Constraint(msgspec.Struct, omit_defaults=True):
+    """What the text of the answer must look like. `kind`: `json_object`, `json_schema`, `gbnf`
+    (llama.cpp's grammars) or `lark` (llguidance's). With `trigger`, everything is allowed until
+    that text has been generated, and the constraint holds from there on."""
+
+    kind: str
+    text: str = ""
+    trigger: str | None = None
 
 
 class Sampling(msgspec.Struct, omit_defaults=True):
@@ -68,7 +106,10 @@ class Generate(Frame):
 
     `resume` holds the ids of tokens that another worker has already generated for the same
     request: they count as generated (penalties, stop strings, `max_tokens`, sampling position) and
-    are not sent again.
+    are not sent again. `logprobs`: None for none, else how many alternatives to report per token.
+    `echo`: the answer begins with the prompt. `suffix`: text that follows the answer (infill).
+    `cache` names who may share cached prompts: equal names do. `template` holds values for the
+    chat template.
     """
 
     id: int
@@ -80,11 +121,44 @@ class Generate(Frame):
     max_tokens: int | None = None
     stop: list[str] = []
     resume: list[int] = []
+    tools: Tools | None = None
+    constraint: Constraint | None = None
+    logprobs: int | None = None
+    echo: bool = False
+    suffix: str | None = None
+    cache: str = ""
+    template: dict[str, Any] = {}
 
 
 class Embed(Frame):
+    """One vector per input, text or token ids; answered by `Vectors`, then `Done`."""
+
     id: int
-    texts: list[str]
+    inputs: list[str | list[int]]
+
+
+class Rank(Frame):
+    """How well each document answers the query; answered by `Vectors` of dimension 1."""
+
+    id: int
+    query: str
+    documents: list[str]
+
+
+class Tokenize(Frame):
+    """Answered by `Tokens`, then `Done`."""
+
+    id: int
+    text: str
+    add_special: bool = False
+    parse_special: bool = True
+
+
+class Detokenize(Frame):
+    """Answered by one `Step` with the text, then `Done`."""
+
+    id: int
+    tokens: list[int]
 
 
 class Cancel(Frame):
@@ -129,15 +203,40 @@ class Loaded(Frame):
     slots: int
     vocab: str
     details: dict[str, Any] = {}
+    capabilities: list[str] = []
+
+
+class Logprob(msgspec.Struct, array_like=True):
+    """One token of an answer: its id, bytes, natural logarithm of its probability (None for a
+    prompt's first token), and the most likely alternatives, best first."""
+
+    token: int
+    piece: bytes
+    logprob: float | None
+    top: list[tuple[int, bytes, float]] = []
+
+
+class CallDelta(msgspec.Struct, array_like=True):
+    """What was added to the tool call at `index`; `id` and `name` come with its first part."""
+
+    index: int
+    id: str | None
+    name: str | None
+    arguments: str
 
 
 class Delta(msgspec.Struct, array_like=True):
     """What one step added to one sequence. `text` may be empty while bytes or a possible stop
-    string are held back; it is always a whole number of characters."""
+    string are held back; it is always a whole number of characters. `logprobs` are those of the
+    tokens whose text has been released. `reasoning` is text that the model thinks before it
+    answers, where the source tells the two apart."""
 
     id: int
     tokens: list[int]
     text: str
+    calls: list[CallDelta] = []
+    logprobs: list[Logprob] = []
+    reasoning: str = ""
 
 
 class Step(Frame):
@@ -147,12 +246,31 @@ class Step(Frame):
 
 
 class Done(Frame):
-    """The end of a sequence; `finish` is `stop`, `length` or `cancelled`."""
+    """The end of a request; `finish` is `stop`, `length`, `tool_calls`, `content_filter` or
+    `cancelled`. `cached_tokens`: how many of the prompt's were found in the prefix cache."""
 
     id: int
     finish: str
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Vectors(Frame):
+    """Results for the inputs from `start` on: float32, little-endian, `dimension` each."""
+
+    id: int
+    start: int
+    dimension: int
+    data: bytes
+
+
+class Tokens(Frame):
+    """Token ids of a text, and the bytes of each."""
+
+    id: int
+    tokens: list[int]
+    pieces: list[bytes]
 
 
 class Failed(Frame):
@@ -163,6 +281,7 @@ class Failed(Frame):
     message: str
     code: str | None = None
     param: str | None = None
+    retry_after: float | None = None
 
 
 class Progress(Frame):
@@ -171,16 +290,20 @@ class Progress(Frame):
 
 
 class Pong(Frame):
-    """Answer to a ping; `steps` counts decode steps since the start, `running` sequences now."""
+    """Answer to a ping; `steps` counts decode steps since the start, `running` sequences now.
+    `gauges` are numbers of the backend's own, by the names in `hookspecs.Backend.gauges`."""
 
     n: int
     steps: int
     running: int
     waiting: int
+    gauges: dict[str, float] = {}
 
 
-ToWorker = Load | Generate | Embed | Cancel | Ping | Quantize | Unload
-ToDaemon = Hello | Loaded | Step | Done | Failed | Progress | Pong
+Request = Generate | Embed | Rank | Tokenize | Detokenize
+Answer = Delta | Vectors | Tokens | Done | Failed
+ToWorker = Load | Request | Cancel | Ping | Quantize | Unload
+ToDaemon = Hello | Loaded | Step | Vectors | Tokens | Done | Failed | Progress | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

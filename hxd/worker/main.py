@@ -13,14 +13,14 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import pluggy
 
 from hxd import hookspecs, wire
 from hxd.errors import Fault
 from hxd.pluginfile import PluginError
-from hxd.worker import load
+from hxd.worker import embed, load, relay
 from hxd.worker.channel import Channel
 from hxd.worker.confine import confine
 from hxd.worker.serve import Engine
@@ -49,6 +49,18 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+class Serving(Protocol):
+    """What the reader thread hands frames to; no call waits."""
+
+    def submit(self, request: wire.Request) -> None: ...
+
+    def cancel(self, id: int) -> None: ...
+
+    def close(self) -> None: ...
+
+    def pong(self, n: int) -> wire.Pong: ...
+
+
 class Worker:
     """`read` belongs to the reader thread, `work` to the main thread, which becomes the engine."""
 
@@ -56,7 +68,7 @@ class Worker:
         self._channel = channel
         self._folder = folder
         self._digest = digest
-        self._engine: Engine | None = None
+        self._engine: Serving | None = None
         self._order: wire.Load | wire.Quantize | None = None
         self._ordered = threading.Event()
 
@@ -77,7 +89,9 @@ class Worker:
             case wire.Load() | wire.Quantize() if self._order is None:
                 self._order = frame
                 self._ordered.set()
-            case wire.Generate() if engine:
+            case (
+                wire.Generate() | wire.Embed() | wire.Rank() | wire.Tokenize() | wire.Detokenize()
+            ) if engine:
                 engine.submit(frame)
             case wire.Cancel() if engine:
                 engine.cancel(frame.id)
@@ -85,10 +99,6 @@ class Worker:
                 if engine is None:
                     leave(0)
                 engine.close()
-            case wire.Generate() | wire.Embed():
-                self._channel.failed(
-                    frame.id, Fault.CALLER, f"this model can't {type(frame).__name__.lower()}"
-                )
             case _:
                 raise wire.WireError(f"{type(frame).__name__} is not expected now")
 
@@ -124,26 +134,35 @@ class Worker:
     ) -> None:
         if order.path is None and "none" not in description.formats:
             raise PluginError("this plugin needs a model file; set source")
-        backend: hookspecs.Backend | None = manager.hook.hxd_backend(options=order.options)
+        backend = manager.hook.hxd_backend(options=order.options)
         if backend is None:
             raise PluginError("hxd_backend gave None, not a backend")
-        info = backend.load(
-            hookspecs.LoadRequest(
-                model=order.model,
-                path=None if order.path is None else Path(order.path),
-                context=order.context,
-                slots=order.slots,
-                threads=order.threads,
-                options=order.options,
-            )
+        request = hookspecs.LoadRequest(
+            model=order.model,
+            path=None if order.path is None else Path(order.path),
+            context=order.context,
+            slots=order.slots,
+            threads=order.threads,
+            options=order.options,
         )
+        if hasattr(backend, "relay"):
+            relay.serve(self._channel, backend, request, self._announce)
+            return
+        info = backend.load(request)
         if not isinstance(info, hookspecs.ModelInfo):
             raise PluginError(f"load gave {type(info).__name__}, not a ModelInfo")
-        engine = Engine(self._channel, backend, info, order.slots, self._die)
+        kind = embed.Engine if hasattr(backend, "embed") else Engine
+        engine = kind(self._channel, backend, info, order.slots, self._die)
         threading.Thread(target=engine.prepare_forever, name="prepare", daemon=True).start()
-        self._engine = engine
-        self._channel.send(wire.Loaded(info.context, order.slots, info.vocab, info.details))
+        self._announce(engine, info, order.slots)
         engine.run()
+
+    def _announce(self, engine: Serving, info: hookspecs.ModelInfo, slots: int) -> None:
+        """From here on requests come in."""
+        self._engine = engine
+        self._channel.send(
+            wire.Loaded(info.context, slots, info.vocab, info.details, sorted(info.capabilities))
+        )
 
     def _die(self, reason: str) -> NoReturn:
         traceback.print_exc()

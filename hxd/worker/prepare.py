@@ -37,7 +37,7 @@ class Preparer:
         self._backend = backend
         self._context = info.context
         self._template = ChatTemplate(
-            info.chat_template, bos=info.bos, eos=info.eos, special_texts=info.special_texts
+            info.chat_template, bos=info.bos, eos=info.eos, special_texts=info.special_tokens
         )
         self._bos = info.bos
 

@@ -12,7 +12,7 @@ import datetime
 import json
 import secrets
 import time
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from functools import partial
 from typing import Any
 
@@ -100,7 +100,7 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, *
 class ChatTemplate:
     """One model's template. `special_texts`: spellings of its control tokens."""
 
-    def __init__(self, source: str | None, *, bos: str, eos: str, special_texts: Sequence[str]):
+    def __init__(self, source: str | None, *, bos: str, eos: str, special_texts: Iterable[str]):
         self._clock = _Clock()
         environment = _Sandbox(
             trim_blocks=True,

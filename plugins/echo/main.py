@@ -78,7 +78,7 @@ class Echo:
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return list(text.encode("utf-8"))
 
-    def token_bytes(self, token: int) -> bytes:
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         return bytes([token]) if 0 <= token < END else b""
 
     def add(self, sequence: Sequence) -> None:

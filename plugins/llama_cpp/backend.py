@@ -58,7 +58,7 @@ class LlamaCpp:
             context=self._context_size,
             vocab=self._vocabulary.digest,
             chat_template=template.decode("utf-8", "replace") if template else None,
-            special_texts=self._vocabulary.special_texts,
+            special_tokens=self._vocabulary.special_tokens,
             bos=self._vocabulary.bos,
             eos=self._vocabulary.eos,
             details={
@@ -94,8 +94,8 @@ class LlamaCpp:
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return self._vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
 
-    def token_bytes(self, token: int) -> bytes:
-        return self._vocabulary.piece(token)
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        return self._vocabulary.piece(token, special=special)
 
     def add(self, sequence: Sequence) -> None:
         for token in sequence.prompt:

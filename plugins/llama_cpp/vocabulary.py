@@ -17,17 +17,19 @@ class Vocabulary:
         self.size = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self._pieces: list[bytes | None] = [None] * self.size
         digest = hashlib.sha256()
-        special = []
+        special: dict[str, int] = {}
         ending = []
         for token in range(self.size):
             text = llama_cpp.llama_vocab_get_text(self._vocab, token) or b""
             digest.update(len(text).to_bytes(4, "big") + text)
             if llama_cpp.llama_vocab_get_attr(self._vocab, token) & _CONTROL:
-                special.append(text.decode("utf-8", "replace"))
+                special.setdefault(text.decode("utf-8", "replace"), token)
             if llama_cpp.llama_vocab_is_eog(self._vocab, token):
                 ending.append(token)
         self.digest = digest.hexdigest()
-        self.special_texts = tuple(text for text in special if text)
+        special.pop("", None)
+        self.special_tokens = special
+        self._spelled = {token: text.encode() for text, token in special.items()}
         self.ending = frozenset(ending)
         self.bos = self._text(llama_cpp.llama_vocab_bos(self._vocab))
         self.eos = self._text(llama_cpp.llama_vocab_eos(self._vocab))
@@ -50,10 +52,12 @@ class Vocabulary:
                 return list(tokens[:count])
             room = -count
 
-    def piece(self, token: int) -> bytes:
-        """The bytes of a token; b"" for control tokens."""
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes of a token; for control tokens b"", or their spelling with `special`."""
         if not 0 <= token < self.size:
             return b""
+        if special and token in self._spelled:
+            return self._spelled[token]
         piece = self._pieces[token]
         if piece is None:
             piece = self._pieces[token] = self._read_piece(token)

@@ -62,7 +62,7 @@ async def generate(worker: WorkerProcess, **settings: Any) -> tuple[list[int], s
         resume=settings.pop("resume", []),
         sampling=wire.Sampling(ignore_eos=True, **settings),
     )
-    worker.link.generate(order, answers.put_nowait)
+    worker.link.call(order, answers.put_nowait)
     tokens: list[int] = []
     text = ""
     async with asyncio.timeout(60):
@@ -108,7 +108,7 @@ async def test_a_cancelled_sequence_frees_its_slot(worker: WorkerProcess) -> Non
         order = wire.Generate(
             id=next(_ids), seed=1, text="Once", sampling=wire.Sampling(ignore_eos=True)
         )
-        worker.link.generate(order, answers.put_nowait)
+        worker.link.call(order, answers.put_nowait)
         await asyncio.wait_for(answers.get(), 60)
         endings.append(answers)
         worker.link.send(wire.Cancel(order.id))

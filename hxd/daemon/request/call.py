@@ -18,7 +18,7 @@ from hxd.daemon.request.admit import Gate, Lease
 from hxd.errors import BY_FAULT, BackendError, HxdError, Unavailable
 
 # An error in place of an answer: the sequence never reached a worker.
-Answer = wire.Delta | wire.Done | wire.Failed | HxdError
+Answer = wire.Answer | HxdError
 # Which choice, what, and when in monotonic seconds.
 Arrival = tuple[int, Answer, float]
 
@@ -107,12 +107,12 @@ class Call:
         self.replicas.add(lease.replica.id)
         self._leases[order.id] = lease
 
-        def sink(answer: wire.Delta | wire.Done | wire.Failed) -> None:
-            if not isinstance(answer, wire.Delta):
+        def sink(answer: wire.Answer) -> None:
+            if isinstance(answer, wire.Done | wire.Failed):
                 self._leases.pop(order.id).release()
             self._arrive(index, answer)
 
-        worker.link.generate(order, sink)
+        worker.link.call(order, sink)
 
     def _arrive(self, index: int, answer: Answer) -> None:
         self._arrived.append((index, answer, self.clock.now()))
@@ -148,5 +148,7 @@ class Call:
 def failure(failed: wire.Failed) -> HxdError:
     """The error that a client reads, by whose fault it was."""
     kind = BY_FAULT.get(failed.fault, BackendError)
-    retry_after = RETRY_AFTER if kind is Unavailable else None
+    retry_after = failed.retry_after
+    if retry_after is None and kind is Unavailable:
+        retry_after = RETRY_AFTER
     return kind(failed.message, param=failed.param, code=failed.code, retry_after=retry_after)

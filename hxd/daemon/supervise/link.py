@@ -13,8 +13,7 @@ from typing import Protocol, cast
 from hxd import wire
 from hxd.errors import Fault
 
-Answer = wire.Delta | wire.Done | wire.Failed
-Sink = Callable[[Answer], None]
+Sink = Callable[[wire.Answer], None]
 
 
 class Owner(Protocol):
@@ -65,6 +64,9 @@ class Link(asyncio.Protocol):
                 for delta in frame.deltas:
                     if sink := self.calls.get(delta.id):
                         sink(delta)
+            case wire.Vectors() | wire.Tokens():
+                if sink := self.calls.get(frame.id):
+                    sink(frame)
             case wire.Done():
                 self._end(frame.id, frame)
             case wire.Failed(id=int(id)):
@@ -91,7 +93,7 @@ class Link(asyncio.Protocol):
         if self._transport is not None and not self.closed:
             self._transport.write(wire.encode(frame))
 
-    def generate(self, frame: wire.Generate, sink: Sink) -> None:
+    def call(self, frame: wire.Request, sink: Sink) -> None:
         if self.closed:
             sink(wire.Failed(frame.id, Fault.BACKEND, "the worker is gone", "worker_died"))
             return

@@ -110,7 +110,7 @@ class Workers:
     def warm(self, replica: Replica) -> None:
         generation = replica.generation
 
-        def answered(answer: wire.Delta | wire.Done | wire.Failed) -> None:
+        def answered(answer: wire.Answer) -> None:
             if isinstance(answer, wire.Done):
                 self._post(Message(replica, generation, Event.WARMED))
             elif isinstance(answer, wire.Failed):
@@ -118,7 +118,7 @@ class Workers:
                 self._post(Message(replica, generation, Event.DIED, why))
 
         if replica.worker is not None:
-            replica.worker.link.generate(
+            replica.worker.link.call(
                 wire.Generate(
                     id=WARM_ID,
                     seed=0,
