@@ -220,6 +220,12 @@ class ModelSettings:
         '"auto" for no limit.',
         show="auto",
     )
+    environment: tuple[str, ...] = _setting(
+        (),
+        kinds.texts,
+        "Names of environment variables of the daemon that this model's workers may see, such as "
+        "the one with the key of a remote server. Workers see little of it otherwise.",
+    )
     required: bool = _setting(
         True, kinds.boolean, "Whether `/readyz` says no while this model can't answer."
     )

@@ -19,21 +19,24 @@ log = logging.getLogger("hxd.supervise")
 
 TAIL_LINES = 20
 LINE_LIMIT = 500
-# What a worker may know of the daemon's environment: nothing that could be a secret.
+# What every worker may know of the daemon's environment: nothing that could be a secret.
+# CREDENTIALS_DIRECTORY is a path; systemd's modes of the files decide who reads them.
 ENVIRONMENT = (
     "PATH", "LANG", "LC_ALL", "TZ", "HOME", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "OMP_WAIT_POLICY",
-    "GGML_CUDA_NO_PINNED", "CUDA_VISIBLE_DEVICES",
+    "GGML_CUDA_NO_PINNED", "CUDA_VISIBLE_DEVICES", "CREDENTIALS_DIRECTORY",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Program:
-    """Which plugin a worker runs: its folder, and the sha256 of its plugin.toml."""
+    """Which plugin a worker runs: its folder, and the sha256 of its plugin.toml. `environment`
+    names the daemon's variables that it may see besides `ENVIRONMENT`."""
 
     plugin: str
     folder: Path
     digest: str
     memory_limit: int | None = None
+    environment: tuple[str, ...] = ()
 
 
 class WorkerProcess:
@@ -66,7 +69,11 @@ class WorkerProcess:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 pass_fds=(theirs.fileno(),),
-                env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+                env={
+                    name: os.environ[name]
+                    for name in (*ENVIRONMENT, *program.environment)
+                    if name in os.environ
+                },
                 start_new_session=True,
             )
         except BaseException:

@@ -60,6 +60,7 @@ class Workers:
                 plugin.folder,
                 plugin.digest,
                 replica.source.settings.memory_limit,
+                replica.source.settings.environment,
             )
             voice = _Voice(replica, generation, self._post)
             worker = await WorkerProcess.spawn(program, voice)
