@@ -172,12 +172,14 @@ class Advance:
     prompt is not mentioned, unless it reports `prompt_logprobs`, one per token of the prompt.
 
     `logprobs`: one per token of `tokens`, where they were asked for. `cached`: with the first
-    tokens, how many of the prompt's were not read again because a cache held them.
+    tokens, how many of the prompt's were not read again because a cache held them. `error`: why
+    the sequence can't go on, for the client to read; it is over then.
     """
 
     id: int
     tokens: list[int]
     ended: bool = False
+    error: str | None = None
     logprobs: tuple[Logprob, ...] = ()
     prompt_logprobs: tuple[Logprob, ...] = ()
     cached: int = 0
@@ -284,8 +286,11 @@ class Hooks:
         """What this plugin can do. Must be quick and load no model library."""
 
     @hookspec(firstresult=True)
-    def hxd_backend(self, options: dict[str, Any]) -> Backend | Embedder | Relay | None:
-        """Make the backend; import model libraries here, not at the top of the module."""
+    def hxd_backend(
+        self, options: dict[str, Any], path: Path | None
+    ) -> Backend | Embedder | Relay | None:
+        """Make the backend; import model libraries here, not at the top of the module. `path` is
+        the file that `load` will get, for a plugin whose backend depends on what is in it."""
 
     @hookspec(firstresult=True)
     def hxd_quantize(

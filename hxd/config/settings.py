@@ -204,6 +204,12 @@ class ModelSettings:
         "How long a request may wait for a slot before it is answered 503.",
         show="60s",
     )
+    prefix_cache: str = _setting(
+        "shared",
+        kinds.one_of("shared", "per_key"),
+        "Who may share cached prompts: everyone, or each key only with itself. Sharing saves most; "
+        "but how fast an answer begins tells whether somebody has sent the same beginning before.",
+    )
     load_time: float = _setting(
         300.0, kinds.seconds(0.1, 86400), "How long a worker may take to load the model.", show="5m"
     )

@@ -134,12 +134,13 @@ class Worker:
     ) -> None:
         if order.path is None and "none" not in description.formats:
             raise PluginError("this plugin needs a model file; set source")
-        backend = manager.hook.hxd_backend(options=order.options)
+        path = None if order.path is None else Path(order.path)
+        backend = manager.hook.hxd_backend(options=order.options, path=path)
         if backend is None:
             raise PluginError("hxd_backend gave None, not a backend")
         request = hookspecs.LoadRequest(
             model=order.model,
-            path=None if order.path is None else Path(order.path),
+            path=path,
             context=order.context,
             slots=order.slots,
             threads=order.threads,

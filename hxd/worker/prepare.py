@@ -5,11 +5,14 @@ Runs in a thread of its own, so that a long prompt delays neither the heartbeat 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from hxd import hookspecs, wire
+from hxd.worker.output import Output
 from hxd.worker.template import ChatTemplate
-from hxd.worker.text import TextAssembler
 
 CUT_SLACK = 16
 
@@ -24,40 +27,87 @@ class Refused(Exception):
 
 @dataclass
 class Prepared:
-    """A sequence ready to run. `assembler` has seen the tokens of `sequence.produced`."""
+    """A sequence ready to run. `output` has seen the tokens of `sequence.produced`. `echo` is what
+    the answer begins with, before anything is generated."""
 
     sequence: hookspecs.Sequence
-    assembler: TextAssembler
+    output: Output
     limit: int
     generated: int = 0
+    echo: str = ""
+    cached: int = 0
 
 
 class Preparer:
     def __init__(self, backend: hookspecs.Backend, info: hookspecs.ModelInfo) -> None:
         self._backend = backend
+        self._info = info
         self._context = info.context
         self._template = ChatTemplate(
-            info.chat_template, bos=info.bos, eos=info.eos, special_texts=info.special_tokens
+            info.chat_template,
+            bos=info.bos,
+            eos=info.eos,
+            special_texts=info.special_tokens,
         )
         self._bos = info.bos
 
     def prepare(self, request: wire.Generate) -> Prepared:
-        """Raises `Refused` when the client is at fault."""
+        """Raises `Refused` or `RequestRefused` when the client is at fault."""
+        self._check(request)
         prompt = self._tokens(request)
         if not prompt:
             raise Refused("the prompt is empty", param=_param(request))
         if len(prompt) >= self._context:
             raise self._too_long(f"{len(prompt)} tokens", len(prompt), request)
-        assembler = TextAssembler(request.stop)
+        output = self._output(request)
         for token in request.resume:
-            assembler.feed(self._backend.token_bytes(token))
+            output.feed(token)
+        output.take()
         room = self._context - len(prompt)
-        return Prepared(
-            hookspecs.Sequence(request.id, prompt, request.seed, request.sampling, request.resume),
-            assembler,
-            room if request.max_tokens is None else min(room, request.max_tokens),
-            generated=len(request.resume),
+        limit = room if request.max_tokens is None else min(room, request.max_tokens)
+        sequence = hookspecs.Sequence(
+            id=request.id,
+            prompt=prompt,
+            seed=request.seed,
+            sampling=request.sampling,
+            produced=request.resume,
+            limit=limit,
+            constraint=self._constraint(request),
+            logprobs=request.logprobs,
+            prompt_logprobs=request.echo and request.logprobs is not None,
+            cache=request.cache,
         )
+        return Prepared(
+            sequence,
+            output,
+            limit,
+            generated=len(request.resume),
+            echo=self._echo(request, prompt) if request.echo and not request.resume else "",
+        )
+
+    def _check(self, request: wire.Generate) -> None:
+        able = self._info.capabilities
+        if request.logprobs is not None and "logprobs" not in able:
+            raise _unable("logprobs", "this model's backend does not report logprobs")
+        if request.constraint is not None and "constrain" not in able:
+            raise _unable(
+                "response_format", "this model's backend can't hold an answer to a grammar"
+            )
+        if request.tools is not None:
+            raise _unable("tools", "not yet")
+
+    def _output(self, request: wire.Generate) -> Output:
+        return Output(self._backend.token_bytes, request.stop, None)
+
+    def _constraint(self, request: wire.Generate) -> Any:
+        asked = request.constraint
+        return None if asked is None else self._backend.compile(asked)
+
+    def _echo(self, request: wire.Generate, prompt: list[int]) -> str:
+        if request.text is not None:
+            return request.text
+        spelled = b"".join(self._backend.token_bytes(token) for token in prompt)
+        return spelled.decode("utf-8", "replace")
 
     def _too_long(self, has: str, tokens: int, request: wire.Generate) -> Refused:
         return Refused(
@@ -71,20 +121,39 @@ class Preparer:
     def _tokens(self, request: wire.Generate) -> list[int]:
         if request.tokens is not None:
             return request.tokens
+        tokenize = partial(self._tokenize, request)
+        if request.suffix is not None:
+            return self._infill(request.text or "", request.suffix, tokenize)
         if request.text is not None:
             # Raw text is the model's own input: people write templates by hand here.
-            return self._tokenize(request.text, request, add_special=True)
+            return tokenize(request.text, add_special=True)
         first, *rest = self._template.render(request.messages or [])
         # A template that spells out the start token must not get a second one.
         starts = bool(self._bos) and first.startswith(self._bos)
-        tokens = self._tokenize(first, request, add_special=not starts)
+        tokens = tokenize(first, add_special=not starts)
         for piece in rest:
-            tokens += self._tokenize(piece, request, add_special=False)
+            tokens += tokenize(piece, add_special=False)
             if len(tokens) >= self._context + CUT_SLACK:
                 raise self._too_long(f"over {len(tokens)} tokens", len(tokens), request)
         return tokens
 
-    def _tokenize(self, text: str, request: wire.Generate, *, add_special: bool) -> list[int]:
+    def _infill(self, prefix: str, suffix: str, tokenize: Callable[..., list[int]]) -> list[int]:
+        if self._info.infill is None:
+            raise _unable("suffix", "this model has no tokens for filling in")
+        before, behind, middle = self._info.infill
+        start = self._backend.tokenize("", add_special=True, parse_special=False)
+        return [
+            *start,
+            before,
+            *tokenize(prefix, add_special=False, parse_special=False),
+            behind,
+            *tokenize(suffix, add_special=False, parse_special=False),
+            middle,
+        ]
+
+    def _tokenize(
+        self, request: wire.Generate, text: str, *, add_special: bool, parse_special: bool = True
+    ) -> list[int]:
         """Tokens of `text`; gives up early on what can't fit.
 
         Tokenizers are not linear on every input (llama.cpp's SentencePiece is quadratic in bytes
@@ -94,13 +163,17 @@ class Preparer:
         length = self._context // 4
         while length < len(text):
             tokens = self._backend.tokenize(
-                text[:length], add_special=add_special, parse_special=True
+                text[:length], add_special=add_special, parse_special=parse_special
             )
             # The cut may have split a few characters that would have made one token.
             if len(tokens) >= self._context + CUT_SLACK:
                 raise self._too_long(f"over {len(tokens)} tokens", len(tokens), request)
             length *= 4
-        return self._backend.tokenize(text, add_special=add_special, parse_special=True)
+        return self._backend.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+
+def _unable(param: str, message: str) -> Refused:
+    return Refused(f"{param}: {message}", code="unsupported_parameter", param=param)
 
 
 def _param(request: wire.Generate) -> str:

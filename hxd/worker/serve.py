@@ -16,6 +16,10 @@ from hxd.errors import Fault
 from hxd.worker.channel import Channel
 from hxd.worker.prepare import Prepared, Preparer, Refused
 
+# One step's deltas go out in frames of so many, which keeps a frame below the daemon's limit even
+# with 20 alternatives for each token.
+MAX_DELTAS = 64
+
 
 class Engine:
     """Serves one loaded backend. `die` ends the process; it does not return."""
@@ -33,7 +37,7 @@ class Engine:
         self._slots = slots
         self._die = die
         self._preparer = Preparer(backend, info)
-        self._to_prepare: queue.SimpleQueue[wire.Generate] = queue.SimpleQueue()
+        self._to_prepare: queue.SimpleQueue[wire.Request] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Prepared | None] = queue.SimpleQueue()
         self._waiting: deque[Prepared] = deque()
         self._running: dict[int, Prepared] = {}
@@ -44,7 +48,7 @@ class Engine:
         self._closing = False
         self.steps = 0
 
-    def submit(self, request: wire.Generate) -> None:
+    def submit(self, request: wire.Request) -> None:
         self._live.add(request.id)
         self._to_prepare.put(request)
 
@@ -58,7 +62,9 @@ class Engine:
         self._inbox.put(None)
 
     def pong(self, n: int) -> wire.Pong:
-        return wire.Pong(n, self.steps, len(self._running), len(self._live) - len(self._running))
+        running = len(self._running)
+        waiting = len(self._live) - running
+        return wire.Pong(n, self.steps, running, waiting, self._backend.gauges())
 
     def prepare_forever(self) -> None:
         while True:
@@ -67,13 +73,22 @@ class Engine:
                 self._finish(request.id, "cancelled", 0, 0)
                 continue
             try:
-                self._inbox.put(self._preparer.prepare(request))
+                self._prepare(request)
             except Refused as error:
                 self._fail(request.id, Fault.CALLER, error.message, error.code, error.param)
             except hookspecs.RequestRefused as error:
                 self._fail(request.id, Fault.CALLER, str(error), param=error.param)
             except Exception as error:  # the boundary to a plugin's code: one request fails
                 self._fail(request.id, Fault.BACKEND, f"{type(error).__name__}: {error}")
+
+    def _prepare(self, request: wire.Request) -> None:
+        match request:
+            case wire.Generate():
+                self._inbox.put(self._preparer.prepare(request))
+            case wire.Tokenize() | wire.Detokenize():
+                raise hookspecs.RequestRefused("not yet")
+            case _:
+                raise hookspecs.RequestRefused("this model generates text; it makes no vectors")
 
     def run(self) -> None:
         """Step until told to close; the engine thread's whole life."""
@@ -117,8 +132,12 @@ class Engine:
 
     def _start(self, prepared: Prepared) -> None:
         sequence = prepared.sequence
-        if prepared.assembler.stopped or prepared.generated >= prepared.limit:
-            finish = "stop" if prepared.assembler.stopped else "length"
+        if prepared.echo:
+            self._channel.send(wire.Step([wire.Delta(sequence.id, [], prepared.echo)]))
+        # A prompt can be scored without an answer; it must be read for that.
+        scored = sequence.prompt_logprobs and not sequence.produced
+        if prepared.output.stopped or (prepared.generated >= prepared.limit and not scored):
+            finish = "stop" if prepared.output.stopped else "length"
             self._finish(sequence.id, finish, len(sequence.prompt), prepared.generated)
             return
         try:
@@ -135,53 +154,73 @@ class Engine:
         ended: list[tuple[Prepared, str]] = []
         for advance in advances:
             prepared = self._running.get(advance.id)
-            if prepared is None or not (advance.tokens or advance.ended):
+            if prepared is None:
                 continue
             delta, finish = self._assemble(prepared, advance)
-            deltas.append(delta)
+            if delta is not None:
+                deltas.append(delta)
             if finish:
                 ended.append((prepared, finish))
-        if deltas:
-            self._channel.send(wire.Step(deltas))
+        for start in range(0, len(deltas), MAX_DELTAS):
+            self._channel.send(wire.Step(deltas[start : start + MAX_DELTAS]))
+        for advance in advances:
+            if advance.error is not None and advance.id in self._running:
+                self._drop(self._running[advance.id])
+                self._fail(advance.id, Fault.BACKEND, advance.error)
         for prepared, finish in ended:
-            self._end(prepared, finish)
+            if prepared.sequence.id in self._running:
+                self._end(prepared, finish)
 
     def _assemble(
         self, prepared: Prepared, advance: hookspecs.Advance
-    ) -> tuple[wire.Delta, str | None]:
-        """The delta to send and the finish reason, if this was the end. Tokens that come after a
-        stop string or the limit in the same step are dropped."""
-        assembler = prepared.assembler
-        text = ""
+    ) -> tuple[wire.Delta | None, str | None]:
+        """The delta to send, if any, and the finish reason, if this was the end. Tokens that come
+        after a stop string or the limit in the same step are dropped."""
+        output = prepared.output
+        prepared.cached = prepared.cached or advance.cached
+        finish = "stop" if advance.ended and not advance.tokens else None
         used = 0
-        finish = None if advance.tokens else "stop"
         for token in advance.tokens:
-            used += 1
+            if prepared.generated >= prepared.limit:
+                finish = "length"
+                break
             prepared.generated += 1
+            used += 1
             if advance.ended and used == len(advance.tokens):
                 finish = "stop"
                 break
-            text += assembler.feed(self._backend.token_bytes(token))
-            if assembler.stopped:
+            output.feed(token, advance.logprobs[used - 1] if advance.logprobs else None)
+            if output.stopped:
                 finish = "stop"
                 break
             if prepared.generated >= prepared.limit:
                 finish = "length"
                 break
         if finish:
-            text += assembler.finish()
-            finish = "stop" if assembler.stopped else finish
-        return wire.Delta(advance.id, advance.tokens[:used], text), finish
+            output.finish()
+            if output.stopped:
+                finish = "stop"
+            if finish == "stop" and output.called:
+                finish = "tool_calls"
+        released = output.take()
+        logprobs = [*advance.prompt_logprobs, *released.logprobs]
+        tokens = advance.tokens[:used]
+        if not (tokens or released.text or released.calls or logprobs):
+            return None, finish
+        return wire.Delta(advance.id, tokens, released.text, released.calls, logprobs), finish
 
     def _end(self, prepared: Prepared, finish: str) -> None:
         sequence = prepared.sequence
-        del self._running[sequence.id]
-        self._backend.remove(sequence.id)
-        self._finish(sequence.id, finish, len(sequence.prompt), prepared.generated)
+        self._drop(prepared)
+        self._finish(sequence.id, finish, len(sequence.prompt), prepared.generated, prepared.cached)
 
-    def _finish(self, id: int, finish: str, prompt: int, completion: int) -> None:
+    def _drop(self, prepared: Prepared) -> None:
+        del self._running[prepared.sequence.id]
+        self._backend.remove(prepared.sequence.id)
+
+    def _finish(self, id: int, finish: str, prompt: int, completion: int, cached: int = 0) -> None:
         self._forget(id)
-        self._channel.send(wire.Done(id, finish, prompt, completion))
+        self._channel.send(wire.Done(id, finish, prompt, completion, cached))
 
     def _fail(
         self,

@@ -24,6 +24,16 @@ class TextAssembler:
         self._held = ""
         self.stopped = False
 
+    @property
+    def held(self) -> int:
+        """Characters held back."""
+        return len(self._held)
+
+    @property
+    def holds(self) -> bool:
+        """Whether anything is held back, be it part of a character."""
+        return bool(self._held or self._decoder.getstate()[0])
+
     def feed(self, data: bytes) -> str:
         """Text that is safe to send now. Sets `stopped` when a stop string was completed: the text
         ends before the earliest one, and nothing may follow."""

@@ -30,6 +30,7 @@ from hxd.hookspecs import (
     Sequence,
     hookimpl,
 )
+from hxd.wire import Constraint
 
 END = 256
 OPTIONS = {"rate", "reply", "fault", "fault_at", "fault_after", "ignore_sigterm"}
@@ -105,6 +106,12 @@ class Echo:
             else:
                 advances.append(Advance(id, [END], ended=True))
         return advances
+
+    def compile(self, constraint: Constraint) -> NoReturn:
+        raise RequestRefused("this model can't be held to a grammar")
+
+    def gauges(self) -> dict[str, float]:
+        return {}
 
     def close(self) -> None:
         self._running.clear()

@@ -2,100 +2,119 @@
 
 from __future__ import annotations
 
-import os
+import threading
+import time
+from dataclasses import dataclass, field
 
 import llama_cpp
 import numpy as np
+from numpy.typing import NDArray
 
 from hxd.hookspecs import Advance, LoadRequest, ModelInfo, RequestRefused, Sequence
+from hxd.kit.draw import Sampler, log_probabilities
+from hxd.wire import Constraint, Logprob
 
 from . import native
-from .batch import Slot, plan
-from .sampling import Candidates, Sampler
+from .batch import Chunk
+from .constrain import Grammars, Matcher
+from .context import Context, OutOfCells, Size, cores
+from .options import Options
+from .pace import Pace
+from .slots import Slot, Slots
+from .speculate import Guesser
 from .vocabulary import Vocabulary
 
-# A model as small as this gains about a fifth from a second thread (measured on the demo model with
-# one and eight sequences); the core is left to the other replicas and to the daemon.
-SMALL_MODEL = 64 << 20
+MAX_PLACES = 256  # LLAMA_MAX_SEQ of llama-cparams.h
 
 
+@dataclass
+class Running:
+    """What belongs to one sequence besides its place in the cache."""
+
+    sequence: Sequence
+    slot: Slot
+    sampler: Sampler
+    matcher: Matcher | None
+    guesser: Guesser | None
+    produced: int
+    told: bool = False
+
+
+@dataclass
 class LlamaCpp:
-    """One model, one context, `slots` sequences in it; every slot has its own part of the KV
-    cache, so a sequence can always grow to `context` tokens."""
+    """One model, one context; `slots` sequences share its KV cells."""
 
-    def __init__(self, batch: int = 512, gpu_layers: int = -1) -> None:
-        self._budget = batch
-        self._gpu_layers = gpu_layers
-        self._slots: dict[int, Slot] = {}
-        self._samplers: dict[int, Sampler] = {}
+    options: Options = field(default_factory=Options)
 
     def load(self, request: LoadRequest) -> ModelInfo:
-        if request.path is None:
-            raise ValueError("llama_cpp needs a model file; set source")
+        path = native.need_file(request)
         native.start()
-        self._model = native.load_model(request.path, gpu_layers=self._gpu_layers)
-        architecture = native.metadata(self._model, "general.architecture") or "unknown"
-        if native.metadata(self._model, f"{architecture}.attention.causal") == "false":
-            raise ValueError(
-                f"{request.path.name} is a {architecture} embedding model: it can't generate text"
-            )
-        trained = llama_cpp.llama_model_n_ctx_train(self._model)
+        self._model = native.load_model(path, gpu_layers=self.options.gpu_layers)
+        model = self._model
+        architecture = native.metadata(model, "general.architecture") or "unknown"
+        trained = llama_cpp.llama_model_n_ctx_train(model)
         self._context_size = min(request.context, trained) if trained > 0 else request.context
-        self._vocabulary = Vocabulary(self._model)
-        self._context = self._new_context(request)
-        self._memory = llama_cpp.llama_get_memory(self._context)
-        self._budget = max(self._budget, request.slots)
-        self._batch = llama_cpp.llama_batch_init(self._budget, 0, 1)
-        shape = (self._budget,)
-        self._tokens = np.ctypeslib.as_array(self._batch.token, shape)
-        self._positions = np.ctypeslib.as_array(self._batch.pos, shape)
-        self._wanted = np.ctypeslib.as_array(self._batch.logits, shape)
-        np.ctypeslib.as_array(self._batch.n_seq_id, shape)[:] = 1
-        self._places = list(range(request.slots))
-        self._candidates = Candidates(self._vocabulary.size)
-        template = llama_cpp.llama_model_chat_template(self._model, None)
+        self._vocabulary = Vocabulary(model)
+        # A recurrent state can't be cut or shared by position.
+        plain = not (
+            llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
+        )
+        entries = min(self.options.cached_prompts, MAX_PLACES - request.slots) if plain else 0
+        cells = max(self.options.cells or self._context_size * request.slots, self._context_size)
+        self._limit = max(self.options.batch, request.slots)
+        self._context = Context(
+            model,
+            Size(cells, request.slots + entries, self._limit, request.threads or cores()),
+            self.options,
+        )
+        self._context.adapt(self.options.lora)
+        self._slots = Slots(self._context, limit=request.slots, cells=cells, entries=entries)
+        self._pace = Pace(self._limit)
+        self._speculates = plain and self.options.speculate == "ngram"
+        self._running: dict[int, Running] = {}
+        self._grammars: Grammars | None = None
+        self._grammars_lock = threading.Lock()
+        self._speculated = self._accepted = 0
         return ModelInfo(
             context=self._context_size,
             vocab=self._vocabulary.digest,
-            chat_template=template.decode("utf-8", "replace") if template else None,
+            chat_template=native.template(model, None),
+            tool_template=native.template(model, "tool_use"),
             special_tokens=self._vocabulary.special_tokens,
             bos=self._vocabulary.bos,
             eos=self._vocabulary.eos,
+            infill=self._vocabulary.infill,
             details={
                 "architecture": architecture,
-                "parameters": llama_cpp.llama_model_n_params(self._model),
-                "bytes": llama_cpp.llama_model_size(self._model),
+                "parameters": llama_cpp.llama_model_n_params(model),
+                "bytes": llama_cpp.llama_model_size(model),
                 "trained_context": trained,
                 "vocabulary": self._vocabulary.size,
-                "threads": llama_cpp.llama_n_threads(self._context),
+                "threads": self._context.threads,
+                "kv_cells": cells,
+                "gpu": bool(llama_cpp.llama_supports_gpu_offload()),
                 "llama_cpp_python": llama_cpp.__version__,
             },
+            capabilities=frozenset({"generate", "logprobs", "constrain"}),
         )
-
-    def _new_context(self, request: LoadRequest) -> int:
-        small = llama_cpp.llama_model_size(self._model) < SMALL_MODEL
-        threads = request.threads or (1 if small else len(os.sched_getaffinity(0)))
-        parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx = self._context_size * request.slots
-        parameters.n_seq_max = request.slots
-        parameters.n_batch = max(self._budget, request.slots)
-        parameters.n_ubatch = min(parameters.n_batch, 512)
-        parameters.n_threads = threads
-        parameters.n_threads_batch = threads
-        parameters.no_perf = True
-        context = llama_cpp.llama_init_from_model(self._model, parameters)
-        if not context:
-            raise RuntimeError(
-                f"llama.cpp can't make a context of {request.slots} x {self._context_size} tokens: "
-                f"{native.last_words()}"
-            )
-        return context
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return self._vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         return self._vocabulary.piece(token, special=special)
+
+    def compile(self, constraint: Constraint) -> Matcher:
+        with self._grammars_lock:
+            if self._grammars is None:
+                # Takes up to a second on a large vocabulary; most models are never asked.
+                self._grammars = Grammars(
+                    self._vocabulary.pieces(),
+                    frozenset(self._vocabulary.special_tokens.values()),
+                    sorted(self._vocabulary.ending),
+                    lambda text: self.tokenize(text, add_special=False, parse_special=False),
+                )
+        return self._grammars.compile(constraint)
 
     def add(self, sequence: Sequence) -> None:
         for token in sequence.prompt:
@@ -104,58 +123,187 @@ class LlamaCpp:
                     f"token {token} is not in the vocabulary of {self._vocabulary.size} tokens",
                     param="prompt",
                 )
-        self._samplers[sequence.id] = Sampler(
-            self._candidates,
+        sampler = Sampler(
             sequence.sampling,
             sequence.seed,
-            self._vocabulary.ending,
-            sequence.prompt,
-            sequence.produced,
-            self._context_size,
+            size=self._vocabulary.size,
+            ending=self._vocabulary.ending,
+            prompt=sequence.prompt,
+            produced=sequence.produced,
         )
-        place = self._places.pop()
-        self._slots[sequence.id] = Slot(sequence.id, place, sequence.prompt + sequence.produced)
+        matcher: Matcher | None = sequence.constraint
+        for token in sequence.produced if matcher else ():
+            matcher.accept(token)  # type: ignore[union-attr]  # the condition above
+        slot = self._slots.add(
+            sequence.id,
+            sequence.prompt + sequence.produced,
+            cache=sequence.cache,
+            share=not sequence.prompt_logprobs,
+        )
+        self._running[sequence.id] = Running(
+            sequence,
+            slot,
+            sampler,
+            matcher,
+            Guesser() if self._speculates else None,
+            len(sequence.produced),
+        )
 
     def remove(self, id: int) -> None:
-        slot = self._slots.pop(id)
-        self._samplers.pop(id).close()
-        llama_cpp.llama_memory_seq_rm(self._memory, slot.place, -1, -1)
-        self._places.append(slot.place)
+        del self._running[id]
+        self._slots.remove(id)
 
     def step(self) -> list[Advance]:
-        chunks = plan(self._slots.values(), self._budget)
-        at = 0
-        for chunk in chunks:
-            end = at + chunk.count
-            self._tokens[at:end] = chunk.slot.tokens[chunk.start : chunk.start + chunk.count]
-            self._positions[at:end] = range(chunk.start, chunk.start + chunk.count)
-            self._wanted[at:end] = 0
-            self._wanted[end - 1] = chunk.complete
-            for i in range(at, end):
-                self._batch.seq_id[i][0] = chunk.slot.place
-            at = end
-        self._batch.n_tokens = at
-        status = llama_cpp.llama_decode(self._context, self._batch)
-        if status != 0:
-            raise RuntimeError(f"llama_decode gave {status}: {native.last_words()}")
+        self._guess()
+        while True:
+            chunks = self._slots.plan(self._pace.budget, self._limit)
+            if not chunks:
+                raise RuntimeError("no sequence can go on: the KV cache is too small")
+            verbose = frozenset(
+                chunk.slot.id
+                for chunk in chunks
+                if self._running[chunk.slot.id].sequence.prompt_logprobs
+            )
+            started = time.perf_counter()
+            try:
+                rows = self._context.decode(chunks, verbose)
+                break
+            except OutOfCells:
+                self._slots.undo(chunks)
+                if not self._slots.shrink():
+                    raise RuntimeError("the KV cache has no room for one sequence") from None
+        seconds = time.perf_counter() - started
+        decoding = sum(
+            chunk.count == 1 + len(chunk.slot.guess) and chunk.complete for chunk in chunks
+        )
+        tokens = sum(chunk.count for chunk in chunks)
+        self._pace.observe(decoding, tokens - decoding, seconds)
         advances = []
-        complete = [chunk for chunk in chunks if chunk.complete]
-        rows = self._logits(len(complete)) if complete else ()
-        for chunk, logits in zip(complete, rows, strict=True):
-            token = self._samplers[chunk.slot.id].draw(logits)
-            chunk.slot.tokens.append(token)
-            ended = token in self._vocabulary.ending
-            advances.append(Advance(chunk.slot.id, [token], ended=ended))
-        for chunk in chunks:
-            chunk.slot.fed += chunk.count
+        for chunk, logits in zip(chunks, rows, strict=True):
+            advance = self._advance(chunk, logits)
+            if advance is not None:
+                advances.append(advance)
         return advances
 
-    def _logits(self, rows: int) -> np.ndarray:
-        """float32 [rows, vocabulary], one row per wanted token in the order of the batch."""
-        pointer = llama_cpp.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, (rows, self._vocabulary.size))
+    def _guess(self) -> None:
+        """Proposes tokens for the running sequences where reading them along is cheap."""
+        talking = [run for run in self._running.values() if run.slot.pending == 1]
+        base, cost = self._pace.base(len(talking)), self._pace.cost
+        for run in talking:
+            run.slot.guess = []
+            if run.guesser is not None and base and cost:
+                # A right guess saves this sequence's share of a step.
+                price = cost * len(talking) / base
+                room = run.sequence.limit - run.produced - 1
+                run.slot.guess = run.guesser.guess(run.slot.tokens, room, price)
+
+    def _advance(self, chunk: Chunk, logits: NDArray[np.float32]) -> Advance | None:
+        run = self._running[chunk.slot.id]
+        slot, sequence = chunk.slot, run.sequence
+        self._slots.read(chunk)
+        prompt_logprobs: tuple[Logprob, ...] = ()
+        if sequence.prompt_logprobs:
+            prompt_logprobs = self._prompt_logprobs(run, chunk, logits)
+            logits = logits[len(logits) - 1 - len(slot.guess) :]
+        if not chunk.complete:
+            return (
+                Advance(slot.id, [], prompt_logprobs=prompt_logprobs) if prompt_logprobs else None
+            )
+        guess = slot.guess
+        tokens: list[int] = []
+        logprobs: list[Logprob] = []
+        ended, error = False, None
+        for at, row in enumerate(logits):
+            matcher = run.matcher
+            allowed = matcher.allowed() if matcher else None
+            if matcher and matcher.failure:
+                error = f"the constraint can't be kept: {matcher.failure}"
+                break
+            token = run.sampler.draw(row, allowed)
+            tokens.append(token)
+            if sequence.logprobs is not None:
+                logprobs.append(self._logprob(token, row, sequence.logprobs))
+            if token in self._vocabulary.ending:
+                ended = True
+                break
+            if matcher:
+                matcher.accept(token)
+                if matcher.ended:
+                    # Nothing but the end may follow: no step is spent on drawing it.
+                    ended = True
+                    tokens.append(self._vocabulary.end)
+                    break
+            if at == len(guess) or token != guess[at]:
+                break
+        drawn = len(tokens)
+        right = max(0, min(drawn - 1, len(guess)))
+        if guess and run.guesser:
+            run.guesser.learn(len(guess), right)
+            self._speculated += len(guess)
+            self._accepted += right
+        # The last drawn token is not in the cache yet; wrong guesses are, and must go.
+        slot.tokens.extend(tokens)
+        self._slots.cut(slot, len(slot.tokens) - 1)
+        slot.guess = []
+        run.produced += drawn
+        cached = 0
+        if not run.told:
+            run.told = True
+            cached = min(slot.cached, len(sequence.prompt))
+            self._slots.hit_tokens += cached
+            self._slots.miss_tokens += len(sequence.prompt) - cached
+        return Advance(
+            slot.id,
+            tokens,
+            ended=ended,
+            error=error,
+            logprobs=tuple(logprobs),
+            prompt_logprobs=prompt_logprobs,
+            cached=cached,
+        )
+
+    def _prompt_logprobs(
+        self, run: Running, chunk: Chunk, logits: NDArray[np.float32]
+    ) -> tuple[Logprob, ...]:
+        """Those of the prompt's tokens that the rows of this chunk predict, and before them the
+        first token's, which nothing predicts."""
+        prompt, top = run.sequence.prompt, run.sequence.logprobs or 0
+        found = []
+        if chunk.start == 0:
+            found.append(Logprob(prompt[0], self.token_bytes(prompt[0], special=True), None))
+        for row, position in zip(logits, range(chunk.start + 1, len(prompt)), strict=False):
+            found.append(self._logprob(prompt[position], row, top))
+        return tuple(found)
+
+    def _logprob(self, token: int, row: NDArray[np.float32], top: int) -> Logprob:
+        (chosen,), best = log_probabilities(row, [token], top)
+        return Logprob(
+            token,
+            self.token_bytes(token, special=True),
+            chosen,
+            [(id, self.token_bytes(id, special=True), value) for id, value in best],
+        )
+
+    def gauges(self) -> dict[str, float]:
+        slots, cache = self._slots, self._slots.cache
+        held = slots.cells.used - sum(
+            slot.fed for slot in list(slots.running.values()) if slot.place is not None
+        )
+        return {
+            "prefix_cache_entries": len(cache),
+            "prefix_cache_cells": max(0, held),
+            "prefix_cache_evictions": cache.evictions,
+            "prefix_cache_hit_tokens": slots.hit_tokens,
+            "prefix_cache_miss_tokens": slots.miss_tokens,
+            "kv_cells": slots.cells.total,
+            "kv_cells_used": slots.cells.used,
+            "sequences_paused": slots.pauses,
+            "speculated_tokens": self._speculated,
+            "speculated_tokens_accepted": self._accepted,
+            "prefill_chunk": self._pace.budget(len(slots.running)),
+            "step_seconds": self._pace.step_seconds,
+        }
 
     def close(self) -> None:
-        llama_cpp.llama_batch_free(self._batch)
-        llama_cpp.llama_free(self._context)
+        self._context.close()
         llama_cpp.llama_model_free(self._model)

@@ -2,8 +2,17 @@
 
 `[models.NAME.options]`:
 
-    batch        tokens in one decode step at most, prompts included; default 512
-    gpu_layers   layers to offload where llama.cpp was built for a GPU; default: all
+    batch            tokens in one decode step at most, prompts included; default 512
+    ubatch           of those, tokens computed at once; default 512
+    gpu_layers       layers to offload where llama.cpp was built for a GPU; -1 (default) is all
+    cells            KV cells for all sequences together; 0 (default) is slots times context
+    cached_prompts   prompts that stay in the KV cache for others to share; default 32, 0 is none
+    kv_type_k, kv_type_v   f16 (default), f32, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl
+    flash_attention  auto (default), on or off
+    speculate        ngram (default): guess tokens that repeat the text, where it pays; or off
+    lora             an adapter file, or a list of files and of { path = FILE, scale = 0.5 }
+    pooling          serve as an embedding model: none, mean, cls, last or rank; default: as the
+                     file says
 """
 
 from __future__ import annotations
@@ -14,8 +23,6 @@ from typing import Any
 
 from hxd.hookspecs import Backend, Description, hookimpl
 
-OPTIONS = {"batch": (32, 8192), "gpu_layers": (-1, 10000)}
-
 
 @hookimpl
 def hxd_describe() -> Description:
@@ -25,17 +32,14 @@ def hxd_describe() -> Description:
 
 
 @hookimpl
-def hxd_backend(options: dict[str, Any]) -> Backend:
-    for name, value in options.items():
-        if name not in OPTIONS:
-            raise ValueError(f"unknown option {name!r}; there are {', '.join(OPTIONS)}")
-        low, high = OPTIONS[name]
-        if type(value) is not int or not low <= value <= high:
-            raise ValueError(f"option {name}: {value!r} is not an integer from {low} to {high}")
+def hxd_backend(options: dict[str, Any], path: Path | None) -> Backend:
+    from .options import read
+
+    checked = read(options)
 
     from .backend import LlamaCpp
 
-    return LlamaCpp(**options)
+    return LlamaCpp(checked)
 
 
 @hookimpl

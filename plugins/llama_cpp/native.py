@@ -9,8 +9,10 @@ from pathlib import Path
 
 import llama_cpp
 
+from hxd.hookspecs import LoadRequest
+
 _WARN, _ERROR, _CONTINUE = 3, 4, 5
-_said: deque[str] = deque(maxlen=20)
+_said: dict[int, deque[str]] = {level: deque(maxlen=3) for level in (_WARN, _ERROR)}
 _level = 0
 
 
@@ -18,11 +20,11 @@ _level = 0
 def _log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
     global _level
     _level = _level if level == _CONTINUE else level
-    if _level in (_WARN, _ERROR):
+    if _level in _said:
         line = text.decode("utf-8", "replace")
         sys.stderr.write(line)
         if line.strip():
-            _said.append(line.strip())
+            _said[_level].append(line.strip())
 
 
 def start() -> None:
@@ -31,8 +33,8 @@ def start() -> None:
 
 
 def last_words() -> str:
-    """The latest warnings and errors of the library, for an error message."""
-    return "; ".join(list(_said)[-3:]) or "it gave no reason"
+    """The latest errors of the library, or else its warnings, for an error message."""
+    return "; ".join(_said[_ERROR] or _said[_WARN]) or "it gave no reason"
 
 
 def load_model(path: Path, *, gpu_layers: int) -> int:
@@ -49,3 +51,15 @@ def metadata(model: int, key: str) -> str | None:
     buffer = ctypes.create_string_buffer(256)
     length = llama_cpp.llama_model_meta_val_str(model, key.encode(), buffer, len(buffer))
     return None if length < 0 else buffer.value.decode("utf-8", "replace")
+
+
+def need_file(request: LoadRequest) -> Path:
+    if request.path is None:
+        raise ValueError("llama_cpp needs a model file; set source")
+    return request.path
+
+
+def template(model: int, name: str | None) -> str | None:
+    """A chat template of the file: the one called `name`, or the default."""
+    found = llama_cpp.llama_model_chat_template(model, name.encode() if name else None)
+    return found.decode("utf-8", "replace") if found else None

@@ -31,8 +31,22 @@ class Vocabulary:
         self.special_tokens = special
         self._spelled = {token: text.encode() for text, token in special.items()}
         self.ending = frozenset(ending)
+        end = llama_cpp.llama_vocab_eos(self._vocab)
+        self.end = end if end >= 0 else min(ending, default=0)
         self.bos = self._text(llama_cpp.llama_vocab_bos(self._vocab))
         self.eos = self._text(llama_cpp.llama_vocab_eos(self._vocab))
+
+    @property
+    def infill(self) -> tuple[int, int, int] | None:
+        """Ids of the tokens before the prefix, the suffix and the middle, where there are such."""
+        prefix = llama_cpp.llama_vocab_fim_pre(self._vocab)
+        suffix = llama_cpp.llama_vocab_fim_suf(self._vocab)
+        middle = llama_cpp.llama_vocab_fim_mid(self._vocab)
+        return (prefix, suffix, middle) if min(prefix, suffix, middle) >= 0 else None
+
+    def pieces(self) -> list[bytes]:
+        """The bytes of every token; control tokens are spelled."""
+        return [self.piece(token, special=True) for token in range(self.size)]
 
     def _text(self, token: int) -> str:
         if token < 0:

@@ -30,7 +30,12 @@ async def events(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
 async def test_usage_is_exact(shared: Daemon) -> None:
     # A byte is a token in the echo model; the end of the answer is one more.
     _, answer, _ = await post(shared.url + "/v1/chat/completions", chat("echo", "héllo"))
-    assert answer["usage"] == {"prompt_tokens": 6, "completion_tokens": 7, "total_tokens": 13}
+    assert answer["usage"] == {
+        "prompt_tokens": 6,
+        "completion_tokens": 7,
+        "total_tokens": 13,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert answer["choices"][0]["finish_reason"] == "stop"
 
 

@@ -28,13 +28,18 @@ _ids = itertools.count(1)
 
 @dataclass(frozen=True)
 class Piece:
-    """What one choice gained: `text`, and at its end a finish reason with exact counts."""
+    """What one choice gained: `text`, tool calls, logprobs, and at its end a finish reason with
+    exact counts."""
 
     index: int
     text: str
     finish: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    calls: Sequence[wire.CallDelta] = ()
+    logprobs: Sequence[wire.Logprob] = ()
+    reasoning: str = ""
 
 
 @dataclass
@@ -51,6 +56,7 @@ class Call:
     _arrived: list[Arrival] = field(default_factory=list)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _leases: dict[int, Lease] = field(default_factory=dict)
+    _taken: set[asyncio.Future[Lease]] = field(default_factory=set)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def pieces(self) -> AsyncGenerator[list[Piece], None]:
@@ -82,13 +88,8 @@ class Call:
         finally:
             for task in self._tasks:
                 task.cancel()
-            self.gate.abandon([place for place in places if not self._taken(place)])
+            self.gate.abandon([place for place in places if place not in self._taken])
             self._cancel()
-
-    def _taken(self, place: asyncio.Future[Lease]) -> bool:
-        if not place.done() or place.cancelled() or place.exception() is not None:
-            return False
-        return any(lease is place.result() for lease in self._leases.values())
 
     async def _start_or_fail(self, index: int, place: asyncio.Future[Lease]) -> None:
         try:
@@ -98,6 +99,7 @@ class Call:
 
     async def _start(self, index: int, place: asyncio.Future[Lease]) -> None:
         lease = await self.gate.wait(place, self.queue_time)
+        self._taken.add(place)
         order = self.orders[index]
         order.id = next(_ids)
         worker = lease.replica.worker
@@ -129,15 +131,34 @@ class Call:
             match answer:
                 case wire.Delta():
                     self.metrics.generated(self.model, len(answer.tokens))
-                    if answer.text:
+                    said = answer.text or answer.calls or answer.reasoning
+                    if said:
                         if index in last:
                             self.metrics.gap(self.model, at - last[index])
                         else:
                             self.metrics.first_token(self.model, at - started)
                         last[index] = at
-                        pieces.append(Piece(index, answer.text))
-                case wire.Done(finish=finish, prompt_tokens=prompt, completion_tokens=completion):
-                    pieces.append(Piece(index, "", finish, prompt, completion))
+                    if said or answer.logprobs:
+                        pieces.append(
+                            Piece(
+                                index,
+                                answer.text,
+                                calls=answer.calls,
+                                logprobs=answer.logprobs,
+                                reasoning=answer.reasoning,
+                            )
+                        )
+                case wire.Done():
+                    pieces.append(
+                        Piece(
+                            index,
+                            "",
+                            answer.finish,
+                            answer.prompt_tokens,
+                            answer.completion_tokens,
+                            answer.cached_tokens,
+                        )
+                    )
                 case wire.Failed():
                     raise failure(answer)
                 case HxdError():

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from hxd import wire
@@ -53,45 +54,58 @@ class Generation:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         asked = receive.parse_chat(await self._body(request))
-        order = wire.Generate(id=0, seed=0, messages=receive.plain_messages(asked))
+        order = wire.Generate(
+            id=0,
+            seed=0,
+            messages=receive.plain_messages(asked),
+            tools=receive.tools(asked),
+            template=asked.chat_template_kwargs or {},
+        )
         limit = asked.max_completion_tokens or asked.max_tokens
-        return await self._answer(request, self._work(asked, [order], limit, chat=True))
+        work = self._work(request, asked, [order], limit)
+        return await self._answer(request, work)
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         asked = receive.parse_completion(await self._body(request))
         orders = [
-            wire.Generate(id=0, seed=0, text=prompt)
-            if isinstance(prompt, str)
-            else wire.Generate(id=0, seed=0, tokens=prompt)
+            wire.Generate(
+                id=0,
+                seed=0,
+                text=prompt if isinstance(prompt, str) else None,
+                tokens=prompt if isinstance(prompt, list) else None,
+                echo=bool(asked.echo),
+                suffix=asked.suffix or None,
+            )
             for prompt in receive.prompts(asked)
         ]
         # 16 is OpenAI's default for text completions; chat has none.
-        limit = asked.max_tokens or 16
-        return await self._answer(request, self._work(asked, orders, limit, chat=False))
+        limit = 16 if asked.max_tokens is None else asked.max_tokens
+        work = self._work(request, asked, orders, limit)
+        return await self._answer(request, work)
 
     def _work(
-        self, asked: receive.Common, orders: list[wire.Generate], limit: int | None, *, chat: bool
+        self,
+        request: web.Request,
+        asked: receive.ChatRequest | receive.CompletionRequest,
+        orders: list[wire.Generate],
+        limit: int | None,
     ) -> Work:
         served = self._catalog.find(asked.model)
         seed = secrets.randbits(63) if asked.seed is None else asked.seed & _SEED_MASK
-        sampling = receive.sampling(asked)
         choices = asked.n or 1
-        spread: list[wire.Generate] = []
         for order in orders:
-            for _ in range(choices):
-                index = len(spread)
-                spread.append(
-                    wire.Generate(
-                        id=0,
-                        seed=(seed + index) & _SEED_MASK,
-                        messages=order.messages,
-                        text=order.text,
-                        tokens=order.tokens,
-                        sampling=sampling,
-                        max_tokens=limit,
-                        stop=receive.stop_strings(asked),
-                    )
-                )
+            order.sampling = receive.sampling(asked)
+            order.max_tokens = limit
+            order.stop = receive.stop_strings(asked)
+            order.constraint = receive.constraint(asked)
+            order.logprobs = receive.logprobs(asked)
+            if served.source.settings.prefix_cache == "per_key":
+                order.cache = request.get("key", "")
+        spread = [
+            msgspec.structs.replace(orders[index // choices], seed=(seed + index) & _SEED_MASK)
+            for index in range(len(orders) * choices)
+        ]
+        chat = isinstance(asked, receive.ChatRequest)
         prefix = "chatcmpl" if chat else "cmpl"
         shape = reply.Shape(
             chat=chat,
@@ -156,17 +170,14 @@ class Generation:
         pieces: AsyncGenerator[list[Piece], None],
         usage: reply.Usage,
     ) -> web.Response:
-        texts: list[list[str]] = [[] for _ in work.orders]
-        finishes = [""] * len(work.orders)
+        choices = [reply.Choice(index) for index in range(len(work.orders))]
         async for batch in pieces:
             for piece in batch:
-                texts[piece.index].append(piece.text)
+                choices[piece.index].add(piece)
                 if piece.finish is not None:
-                    finishes[piece.index] = piece.finish
                     usage.add(piece)
-        joined = ["".join(parts) for parts in texts]
         return web.Response(
-            body=reply.json_bytes(work.shape.whole(joined, finishes, usage, _disclosed())),
+            body=reply.json_bytes(work.shape.whole(choices, usage, _disclosed())),
             content_type="application/json",
             headers=self._headers(work, call),
         )
@@ -182,9 +193,17 @@ class Generation:
         """Headers go out with the first piece, so that what fails before it has a status."""
         first = await anext(pieces)
         response = web.StreamResponse(headers={**SSE_HEADERS, **self._headers(work, call)})
+        chunks = reply.Chunks(work.shape, usage, with_usage=work.with_usage, hxd=_disclosed())
         try:
             await response.prepare(request)
-            await self._send_events(request, response, work, first, pieces, usage)
+            try:
+                await self._write(response, chunks.of(first))
+                async for batch in pieces:
+                    await self._write(response, chunks.of(batch))
+                await self._write(response, chunks.end())
+            except HxdError as error:
+                request["status"] = error.status
+                await self._write(response, reply.error_event(error))
             await response.write_eof()
         except ConnectionError:
             # The client left, or takes nothing; there is nobody to tell.
@@ -192,39 +211,6 @@ class Generation:
             if request.transport is not None:
                 request.transport.abort()
         return response
-
-    async def _send_events(
-        self,
-        request: web.Request,
-        response: web.StreamResponse,
-        work: Work,
-        first: list[Piece],
-        pieces: AsyncGenerator[list[Piece], None],
-        usage: reply.Usage,
-    ) -> None:
-        opened: set[int] = set()
-        try:
-            await self._write(response, self._chunks(first, work, usage, opened))
-            async for batch in pieces:
-                await self._write(response, self._chunks(batch, work, usage, opened))
-            end = work.shape.usage(usage) if work.with_usage else b""
-            await self._write(response, end + reply.DONE)
-        except HxdError as error:
-            request["status"] = error.status
-            await self._write(response, reply.error_event(error))
-
-    def _chunks(
-        self, batch: list[Piece], work: Work, usage: reply.Usage, opened: set[int]
-    ) -> bytes:
-        data = b""
-        for piece in batch:
-            if piece.index not in opened:
-                opened.add(piece.index)
-                data += work.shape.opening(piece.index, with_usage=work.with_usage)
-            if piece.finish is not None:
-                usage.add(piece)
-            data += work.shape.pieces(piece, with_usage=work.with_usage, hxd=_disclosed())
-        return data
 
     async def _write(self, response: web.StreamResponse, data: bytes) -> None:
         """Raises `ConnectionError` when the client takes nothing for too long."""

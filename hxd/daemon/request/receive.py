@@ -1,7 +1,7 @@
 """From a request's bytes to typed fields: what a client may send, and what is wrong when it is not.
 
 Unknown fields are ignored, as OpenAI-compatible servers do; fields that OpenAI knows and hxd does
-not support yet are refused by name, since ignoring them would change the answer in silence.
+not support are refused by name, since ignoring them would change the answer in silence.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from hxd import wire
+from hxd.daemon.request import receive_tools
+from hxd.daemon.request.receive_tools import CallBody, NamedChoice, ResponseFormat, ToolBody
 from hxd.errors import CallerError
 
 MAX_CHOICES = 128
@@ -20,6 +22,7 @@ MAX_STOP_LENGTH = 256
 MAX_MESSAGES = 4096
 MAX_BIASES = 1024
 MAX_TOP_K = 1 << 20
+MAX_LOGPROBS = 20
 MAX_TOKENS = 1 << 24  # beyond any context; smaller values are cut to the context's room
 _I64 = 1 << 63
 
@@ -33,15 +36,12 @@ class ChatMessage(msgspec.Struct):
     role: str
     content: str | list[Part] | None = None
     name: str | None = None
-    tool_calls: Any = None
+    tool_calls: list[CallBody] | None = None
+    tool_call_id: str | None = None
 
 
 class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
-
-
-class ResponseFormat(msgspec.Struct):
-    type: str
 
 
 class Common(msgspec.Struct, kw_only=True):
@@ -64,19 +64,24 @@ class Common(msgspec.Struct, kw_only=True):
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
     user: str | None = None
-    # Known to OpenAI, refused unless neutral:
     response_format: ResponseFormat | None = None
+    # llama.cpp's own fields:
+    json_schema: dict[str, Any] | None = None
+    grammar: str | None = None
 
 
 class ChatRequest(Common, kw_only=True):
     messages: list[ChatMessage]
     max_completion_tokens: int | None = None
-    tools: Any = None
-    tool_choice: Any = None
-    functions: Any = None
-    function_call: Any = None
+    tools: list[ToolBody] | None = None
+    tool_choice: str | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    # Known to OpenAI, refused unless neutral:
+    functions: Any = None
+    function_call: Any = None
     audio: Any = None
     modalities: list[str] | None = None
     prediction: Any = None
@@ -114,11 +119,11 @@ def parse_chat(body: bytes) -> ChatRequest:
         )
     _refuse(
         request,
-        ("tools", "tool_choice", "functions", "function_call", "audio", "prediction",
-         "web_search_options", "reasoning_effort", "verbosity"),
+        ("functions", "function_call", "audio", "prediction", "web_search_options",
+         "reasoning_effort", "verbosity"),
     )  # fmt: skip
-    if request.logprobs or request.top_logprobs:
-        raise _unsupported("top_logprobs" if request.top_logprobs else "logprobs")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise CallerError("top_logprobs: needs logprobs to be true", param="top_logprobs")
     if request.modalities not in (None, ["text"]):
         raise _unsupported("modalities")
     _check(request)
@@ -127,12 +132,8 @@ def parse_chat(body: bytes) -> ChatRequest:
 
 def parse_completion(body: bytes) -> CompletionRequest:
     request = _decode(_completion, body)
-    if request.logprobs is not None:
-        raise _unsupported("logprobs")
-    if request.echo:
-        raise _unsupported("echo")
-    if request.suffix:
-        raise _unsupported("suffix")
+    if request.echo and request.suffix:
+        raise CallerError("echo and suffix can't be combined", param="echo")
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise _unsupported("best_of")
     _check(request)
@@ -188,9 +189,14 @@ def _check(request: Common) -> None:
         if value is not None and not low <= value <= high:
             raise CallerError(f"{name}: {value} is not between {low} and {high}", param=name)
 
-    between("max_tokens", 1, MAX_TOKENS)
     if isinstance(request, ChatRequest):
+        between("max_tokens", 1, MAX_TOKENS)
         between("max_completion_tokens", 1, MAX_TOKENS)
+        between("top_logprobs", 0, MAX_LOGPROBS)
+    elif isinstance(request, CompletionRequest):
+        # Nothing but the prompt's own logprobs: how evaluations score a text.
+        between("max_tokens", 0 if request.echo else 1, MAX_TOKENS)
+        between("logprobs", 0, MAX_LOGPROBS)
     between("temperature", 0, 2)
     between("top_p", 0, 1)
     between("top_k", -1, MAX_TOP_K)
@@ -200,8 +206,6 @@ def _check(request: Common) -> None:
     between("repeat_penalty", 0.01, 100)
     between("seed", -_I64, _I64 - 1)
     between("n", 1, MAX_CHOICES)
-    if request.response_format is not None and request.response_format.type != "text":
-        raise _unsupported("response_format")
     _check_stops(request)
 
 
@@ -256,6 +260,27 @@ def _biases(request: Common) -> dict[int, float]:
     return read
 
 
+def logprobs(request: ChatRequest | CompletionRequest) -> int | None:
+    """How many alternatives to report per token; None for no logprobs at all."""
+    if isinstance(request, ChatRequest):
+        return (request.top_logprobs or 0) if request.logprobs else None
+    return request.logprobs
+
+
+def constraint(request: Common) -> wire.Constraint | None:
+    return receive_tools.constraint(request.response_format, request.json_schema, request.grammar)
+
+
+def tools(request: ChatRequest) -> wire.Tools | None:
+    found = receive_tools.tools(request.tools, request.tool_choice, request.parallel_tool_calls)
+    if found is not None and found.choice != "none" and constraint(request) is not None:
+        raise CallerError(
+            "response_format: can't be combined with tools; send one of them",
+            param="response_format",
+        )
+    return found
+
+
 def plain_messages(request: ChatRequest) -> list[wire.Message]:
     """The messages with their text parts joined."""
     messages = []
@@ -263,19 +288,21 @@ def plain_messages(request: ChatRequest) -> list[wire.Message]:
         if message.role not in ("system", "developer", "user", "assistant", "tool", "function"):
             raise CallerError(
                 f"messages[{i}].role: {message.role!r} is not one of system, developer, user, "
-                "assistant",
+                "assistant, tool",
                 param=f"messages[{i}].role",
             )
-        if message.role in ("tool", "function"):
-            raise CallerError(
-                f"messages[{i}].role: this server does not support tools yet",
-                param=f"messages[{i}].role",
-                code="unsupported_parameter",
-            )
-        if message.tool_calls not in _NEUTRAL:
-            raise _unsupported(f"messages[{i}].tool_calls")
+        if message.role == "function":
+            raise _unsupported(f"messages[{i}].role")
         role = "system" if message.role == "developer" else message.role
-        messages.append(wire.Message(role, _text(message, i), message.name))
+        calls = receive_tools.calls(message.tool_calls, f"messages[{i}].tool_calls")
+        if calls and role != "assistant":
+            raise CallerError(
+                f"messages[{i}].tool_calls: only an assistant's message has them",
+                param=f"messages[{i}].tool_calls",
+            )
+        messages.append(
+            wire.Message(role, _text(message, i), message.name, calls, message.tool_call_id)
+        )
     return messages
 
 

@@ -1,0 +1,79 @@
+"""What one sequence says: from its tokens to text, tool calls and logprobs that may be sent.
+
+Feeding the same tokens always gives the same pieces, which is what lets another worker take over
+in the middle of a stream.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hxd.wire import CallDelta, Logprob
+from hxd.worker.text import TextAssembler
+
+
+@dataclass
+class Released:
+    """What may be sent since the last time."""
+
+    text: str = ""
+    calls: list[CallDelta] = field(default_factory=list)
+    logprobs: list[Logprob] = field(default_factory=list)
+
+
+class Output:
+    """`spell` gives a token's bytes. `parser` finds the tool calls, where tools were offered."""
+
+    def __init__(
+        self, spell: Callable[[int], bytes], stops: Sequence[str], parser: Any | None
+    ) -> None:
+        self._spell = spell
+        self._assembler = TextAssembler(stops)
+        self._parser = parser
+        # Logprobs wait for their token's text, each with the number of characters before it.
+        self._waiting: deque[tuple[int, Logprob]] = deque()
+        self._released = 0
+        self._ready = Released()
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string was completed; nothing may follow."""
+        return self._assembler.stopped
+
+    @property
+    def called(self) -> bool:
+        return self._parser is not None and self._parser.called
+
+    def feed(self, token: int, logprob: Logprob | None = None) -> None:
+        if logprob is not None:
+            self._waiting.append((self._released + self._assembler.held, logprob))
+        self._release(self._assembler.feed(self._spell(token)))
+
+    def finish(self) -> None:
+        """The sequence has ended: what was held back may go, unless a stop string came."""
+        self._release(self._assembler.finish())
+        if self._parser is not None:
+            parsed = self._parser.finish()
+            self._ready.text += parsed.text
+            self._ready.calls += parsed.calls
+
+    def take(self) -> Released:
+        ready, self._ready = self._ready, Released()
+        return ready
+
+    def _release(self, text: str) -> None:
+        self._released += len(text)
+        while self._waiting and (
+            self._waiting[0][0] < self._released
+            or not (self._assembler.holds or self._assembler.stopped)
+        ):
+            self._ready.logprobs.append(self._waiting.popleft()[1])
+        if self._parser is None:
+            self._ready.text += text
+        elif text:
+            parsed = self._parser.feed(text)
+            self._ready.text += parsed.text
+            self._ready.calls += parsed.calls

@@ -1,0 +1,65 @@
+"""How many prompt tokens a decode step may carry, so that nobody waits long for the next token.
+
+Pure: learns from the steps' durations. A step with `decoding` running sequences and `reading`
+prompt tokens is taken to last base(decoding) + reading * cost.
+"""
+
+from __future__ import annotations
+
+# A mixed step may last so many pure decode steps. The bound that must hold is 4; the measured
+# times scatter.
+STRETCH = 2.5
+# Without running sequences a step may last so long (s): cancels and new requests wait for it.
+LONGEST = 0.4
+LEAST = 8
+FIRST = 64
+_WEIGHT = 0.2
+
+
+class Pace:
+    """`limit`: prompt tokens in one step at most."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.step_seconds = 0.0
+        self._base: dict[int, float] = {}
+        self._cost: float | None = None
+
+    def budget(self, decoding: int) -> int:
+        """Prompt tokens for the next step, when `decoding` sequences run."""
+        if self._cost is None:
+            return min(FIRST, self.limit)
+        room = LONGEST
+        if decoding:
+            base = self.base(decoding)
+            # A lone sequence of a small model decodes in less than the time that a prompt token
+            # is worth measuring; steps shorter than that are not felt as gaps.
+            room = (STRETCH - 1) * base if base is not None else LEAST * self._cost
+        return max(LEAST, min(self.limit, int(room / self._cost)))
+
+    def base(self, decoding: int) -> float | None:
+        """Seconds of a pure decode step with so many sequences, from the nearest number seen."""
+        if not self._base:
+            return None
+        nearest = min(self._base, key=lambda known: abs(known - decoding))
+        return self._base[nearest]
+
+    @property
+    def cost(self) -> float | None:
+        """Seconds that one more prompt token adds to a step."""
+        return self._cost
+
+    def observe(self, decoding: int, reading: int, seconds: float) -> None:
+        """A step of `decoding` sequences and `reading` prompt tokens took `seconds`."""
+        self.step_seconds = _blend(self.step_seconds or None, seconds)
+        if not reading:
+            self._base[decoding] = _blend(self._base.get(decoding), seconds)
+        elif not decoding or self._base:
+            base = (self.base(decoding) or 0.0) if decoding else 0.0
+            # A step that was quicker than its decoding part says nothing of the other part.
+            if seconds > base and reading >= LEAST // 2:
+                self._cost = _blend(self._cost, (seconds - base) / reading)
+
+
+def _blend(old: float | None, new: float) -> float:
+    return new if old is None else old + _WEIGHT * (new - old)
