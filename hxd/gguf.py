@@ -47,8 +47,10 @@ _BLOCKS: dict[int, tuple[int, int]] = {
     28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
 }  # fmt: skip
 
-_OLD_MAGICS = {b"lmgg": "GGML", b"fmgg": "GGMF", b"tjgg": "GGJT", b"algg": "GGLA"}
+# Files from before GGUF: hxd.ggml reads them.
+_OLD_MAGICS = frozenset({b"lmgg", b"fmgg", b"tjgg", b"ccgg"})
 _OTHER = (
+    (b"algg", "a LoRA adapter of the older GGML formats"),
     (b"PK\x03\x04", "a zip archive (a PyTorch checkpoint, perhaps)"),
     (b"\x80\x02", "a Python pickle"),
     (b"\x80\x03", "a Python pickle"),

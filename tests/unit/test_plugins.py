@@ -81,6 +81,25 @@ def test_a_good_plugin_is_chosen_and_imported(tmp_path: Path) -> None:
     assert "none" in imported(home).stdout
 
 
+def test_of_two_plugins_the_one_that_names_a_format_first_loads_it(tmp_path: Path) -> None:
+    for name, formats in (("a_both", '["ggml", "gguf"]'), ("b_one", '["gguf"]')):
+        home = tmp_path / name
+        home.mkdir()
+        (home / "main.py").write_text("")
+        write_manifest(home, name=f'"{name}"', formats=formats)
+    installed, refused = plugins.scan([tmp_path])
+    assert plugins.choose("auto", "gguf", installed, refused).manifest.name == "b_one"
+    assert plugins.choose("auto", "ggml", installed, refused).manifest.name == "a_both"
+    with pytest.raises(PluginError, match="no plugin loads onnx files"):
+        plugins.choose("auto", "onnx", installed, refused)
+
+
+def test_a_file_goes_to_the_plugin_that_is_made_for_it() -> None:
+    installed, refused = plugins.scan([plugins.builtin_folder()])
+    assert plugins.choose("auto", "gguf", installed, refused).manifest.name == "llama_cpp"
+    assert plugins.choose("auto", "ggml", installed, refused).manifest.name == "ctransformers"
+
+
 def test_a_changed_file_is_refused_by_name(tmp_path: Path) -> None:
     home = plugin(tmp_path)
     (home / "main.py").write_text("import os")

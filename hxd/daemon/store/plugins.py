@@ -56,15 +56,20 @@ def scan(folders: Iterable[Path]) -> tuple[dict[str, Plugin], dict[str, str]]:
 def choose(
     asked: str, format: str | None, plugins: Mapping[str, Plugin], refused: Mapping[str, str]
 ) -> Plugin:
-    """The plugin by name, or by file format for `auto`; verified and with its requirements met.
+    """The plugin by name, or by file format for `auto`: of those that load it, the one that names
+    it earliest among its formats. Verified and with its requirements met.
 
     Raises `PluginError`.
     """
     if asked == "auto":
-        able = [plugin for plugin in plugins.values() if format in plugin.manifest.formats]
-        if not able:
+        places = [
+            (plugin.manifest.formats.index(format), plugin)
+            for plugin in plugins.values()
+            if format in plugin.manifest.formats
+        ]
+        if not places:
             raise PluginError(f"no plugin loads {format} files")
-        plugin = able[0]
+        plugin = min(places, key=lambda place: place[0])[1]
     elif asked in plugins:
         plugin = plugins[asked]
     elif asked in refused:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hxd import gguf
+from hxd import ggml, gguf
 from hxd.config import Config, ModelSettings
 from hxd.daemon.store import demo, plugins
 from hxd.daemon.store.plugins import Plugin
@@ -30,6 +31,8 @@ WEIGHT = {
     "iq4_nl": 0.57, "iq4_xs": 0.54, "q3_k_l": 0.54, "q3_k_m": 0.49, "q3_k_s": 0.44, "q2_k": 0.42,
 }  # fmt: skip
 QUANTIZABLE = tuple(WEIGHT)[1:]
+
+AnyHeader = Header | ggml.Header
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,18 @@ def _resolve(
     installed: Mapping[str, Plugin],
     refused: Mapping[str, str],
 ) -> Source:
-    file, version, header, format = None, 1, None, None
+    file, version, format = None, 1, None
+    header: AnyHeader | None = None
     try:
         if settings.source is not None:
             file, version = _file(settings.source, config)
             format = gguf.detect(file)
-            header = gguf.read_header(file) if format == "gguf" else None
+            if format == "gguf":
+                header = gguf.read_header(file)
+            else:
+                header = ggml.read_header(file, settings.options.get("family"))
+    except ggml.FamilyError as error:
+        raise SourceError("options", str(error)) from None
     except ModelFileError as error:
         raise SourceError("source", str(error)) from None
     try:
@@ -99,7 +108,7 @@ def _resolve(
         )
     stored = _variant(header)
     variant = settings.variants[0] if settings.variants else stored
-    if variant != stored and header is None:
+    if variant != stored and not isinstance(header, Header):
         raise SourceError("variants", f"only GGUF files can be quantized; this is {stored}")
     for asked in settings.variants:
         if asked not in QUANTIZABLE and asked != stored:
@@ -119,7 +128,7 @@ def _resolve(
         stored=stored,
         context=context,
         estimate=_estimate(
-            header, file, WEIGHT.get(variant, 1) / WEIGHT.get(stored, 1), context * settings.slots
+            header, file, WEIGHT.get(variant, 1) / WEIGHT.get(stored, 1), context, settings.slots
         ),
     )
 
@@ -133,25 +142,34 @@ def _file(source: str, config: Config) -> tuple[Path, int]:
     return path.resolve(), 1
 
 
-def _variant(header: Header | None) -> str:
+def _variant(header: AnyHeader | None) -> str:
     if header is None:
         return "default"
+    if isinstance(header, ggml.Header):
+        return header.file_type
     kind = header.metadata.get("general.file_type")
     return FILE_TYPES.get(kind, "unknown") if isinstance(kind, int) else "unknown"
 
 
-def _context(header: Header | None, settings: ModelSettings) -> int:
-    trained = header and header.metadata.get(f"{header.architecture}.context_length")
+def _context(header: AnyHeader | None, settings: ModelSettings) -> int:
+    if isinstance(header, ggml.Header):
+        trained: Any = header.context
+    else:
+        trained = header and header.metadata.get(f"{header.architecture}.context_length")
     if not isinstance(trained, int) or trained <= 0:
         return settings.context
     return min(settings.context, trained)
 
 
-def _estimate(header: Header | None, file: Path | None, shrink: float, cells: int) -> int:
-    """Bytes for one replica: weights, `shrink` times the file, and a KV cache of f16 with `cells`
-    tokens."""
+def _estimate(
+    header: AnyHeader | None, file: Path | None, shrink: float, context: int, slots: int
+) -> int:
+    """Bytes for one replica: weights, `shrink` times the file, and a KV cache of f16 with `context`
+    tokens for each slot. An older file's model has one cache for all slots."""
     if header is None or file is None:
         return file.stat().st_size if file else 0
+    if isinstance(header, ggml.Header):
+        return header.size + header.cache_bytes(context)
     meta, arch = header.metadata, header.architecture
 
     def number(key: str, default: int) -> int:
@@ -164,4 +182,4 @@ def _estimate(header: Header | None, file: Path | None, shrink: float, cells: in
     value_length = number("attention.value_length", key_length)
     kv_heads = number("attention.head_count_kv", heads)
     per_token = number("block_count", 0) * kv_heads * (key_length + value_length) * 2
-    return int(header.size * shrink) + per_token * cells
+    return int(header.size * shrink) + per_token * context * slots
