@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from hxd.wire import CallDelta, Logprob
 from hxd.worker.text import TextAssembler
+from hxd.worker.tools.parse import Parser
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Output:
     """`spell` gives a token's bytes. `parser` finds the tool calls, where tools were offered."""
 
     def __init__(
-        self, spell: Callable[[int], bytes], stops: Sequence[str], parser: Any | None
+        self, spell: Callable[[int], bytes], stops: Sequence[str], parser: Parser | None
     ) -> None:
         self._spell = spell
         self._assembler = TextAssembler(stops)

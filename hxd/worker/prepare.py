@@ -11,10 +11,13 @@ from functools import partial
 from typing import Any
 
 from hxd import hookspecs, wire
+from hxd.worker import tokens
 from hxd.worker.output import Output
 from hxd.worker.template import ChatTemplate
-
-CUT_SLACK = 16
+from hxd.worker.tools import constraint as tool_constraint
+from hxd.worker.tools.family import detect
+from hxd.worker.tools.parse import Parser
+from hxd.worker.tools.schema import check_schema, check_tools
 
 
 class Refused(Exception):
@@ -43,11 +46,19 @@ class Preparer:
         self._backend = backend
         self._info = info
         self._context = info.context
+        self._family = detect(info.tool_template or info.chat_template, info.special_tokens)
         self._template = ChatTemplate(
             info.chat_template,
             bos=info.bos,
             eos=info.eos,
             special_texts=info.special_tokens,
+            tool_template=info.tool_template,
+            family=self._family,
+        )
+        self._markers = frozenset(
+            info.special_tokens[marker]
+            for marker in self._family.markers
+            if marker in info.special_tokens
         )
         self._bos = info.bos
 
@@ -94,13 +105,29 @@ class Preparer:
                 "response_format", "this model's backend can't hold an answer to a grammar"
             )
         if request.tools is not None:
-            raise _unable("tools", "not yet")
+            check_tools(request.tools)
+            forced = request.tools.choice == "required" or request.tools.named
+            if forced and "constrain" not in able:
+                raise _unable("tool_choice", "this model's backend can't be made to call a tool")
 
     def _output(self, request: wire.Generate) -> Output:
-        return Output(self._backend.token_bytes, request.stop, None)
+        tools = request.tools
+        if tools is None or (tools.choice == "none" and not tools.named):
+            return Output(self._backend.token_bytes, request.stop, None)
+        return Output(self._spell_markers, request.stop, Parser(self._family, tools, request.seed))
+
+    def _spell_markers(self, token: int) -> bytes:
+        """As text, but with the control tokens that begin and end a tool call spelled out."""
+        return self._backend.token_bytes(token, special=token in self._markers)
 
     def _constraint(self, request: wire.Generate) -> Any:
         asked = request.constraint
+        if asked is not None and asked.kind == "json_schema":
+            check_schema(asked.text, "response_format.json_schema.schema")
+        if asked is None and request.tools is not None and "constrain" in self._info.capabilities:
+            asked = tool_constraint.constraint(
+                self._family, request.tools, self._info.special_tokens
+            )
         return None if asked is None else self._backend.compile(asked)
 
     def _echo(self, request: wire.Generate, prompt: list[int]) -> str:
@@ -127,15 +154,17 @@ class Preparer:
         if request.text is not None:
             # Raw text is the model's own input: people write templates by hand here.
             return tokenize(request.text, add_special=True)
-        first, *rest = self._template.render(request.messages or [])
+        first, *rest = self._template.render(
+            request.messages or [], tools=request.tools, values=request.template
+        )
         # A template that spells out the start token must not get a second one.
         starts = bool(self._bos) and first.startswith(self._bos)
-        tokens = tokenize(first, add_special=not starts)
+        ids = tokenize(first, add_special=not starts)
         for piece in rest:
-            tokens += tokenize(piece, add_special=False)
-            if len(tokens) >= self._context + CUT_SLACK:
-                raise self._too_long(f"over {len(tokens)} tokens", len(tokens), request)
-        return tokens
+            ids += tokenize(piece, add_special=False)
+            if len(ids) >= self._context + tokens.CUT_SLACK:
+                raise self._too_long(f"over {len(ids)} tokens", len(ids), request)
+        return ids
 
     def _infill(self, prefix: str, suffix: str, tokenize: Callable[..., list[int]]) -> list[int]:
         if self._info.infill is None:
@@ -154,22 +183,14 @@ class Preparer:
     def _tokenize(
         self, request: wire.Generate, text: str, *, add_special: bool, parse_special: bool = True
     ) -> list[int]:
-        """Tokens of `text`; gives up early on what can't fit.
-
-        Tokenizers are not linear on every input (llama.cpp's SentencePiece is quadratic in bytes
-        that are no words: a minute for half a megabyte), so a long text is tried by its beginning
-        first, a longer one each time.
-        """
-        length = self._context // 4
-        while length < len(text):
-            tokens = self._backend.tokenize(
-                text[:length], add_special=add_special, parse_special=parse_special
-            )
-            # The cut may have split a few characters that would have made one token.
-            if len(tokens) >= self._context + CUT_SLACK:
-                raise self._too_long(f"over {len(tokens)} tokens", len(tokens), request)
-            length *= 4
-        return self._backend.tokenize(text, add_special=add_special, parse_special=parse_special)
+        """Tokens of `text`; gives up early on what can't fit."""
+        tokenize = partial(
+            self._backend.tokenize, add_special=add_special, parse_special=parse_special
+        )
+        try:
+            return tokens.bounded(tokenize, text, self._context)
+        except tokens.TooManyTokens as error:
+            raise self._too_long(f"over {error.least} tokens", error.least, request) from None
 
 
 def _unable(param: str, message: str) -> Refused:

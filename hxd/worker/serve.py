@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from hxd import hookspecs, wire
 from hxd.errors import Fault
+from hxd.worker import tokens
 from hxd.worker.channel import Channel
 from hxd.worker.prepare import Prepared, Preparer, Refused
 
@@ -86,7 +87,8 @@ class Engine:
             case wire.Generate():
                 self._inbox.put(self._preparer.prepare(request))
             case wire.Tokenize() | wire.Detokenize():
-                raise hookspecs.RequestRefused("not yet")
+                tokens.answer(self._channel, self._backend, request)
+                self._forget(request.id)
             case _:
                 raise hookspecs.RequestRefused("this model generates text; it makes no vectors")
 

@@ -23,6 +23,9 @@ MAX_TEXT = 512 << 10
 # Nested groups of a GBNF grammar are read by a recursive parser.
 MAX_NESTING = 200
 JSON_OBJECT = json.dumps({"type": "object"})
+# A space, or a new line with its indentation: a model that wanders off into white space would
+# never come back.
+JSON_STYLE = {"whitespace_flexible": True, "whitespace_pattern": r" ?|\r?\n[ \t]{0,24}"}
 _PARAMETERS = {
     "json_object": "response_format",
     "json_schema": "response_format.json_schema.schema",
@@ -76,15 +79,19 @@ class Grammars:
 def _grammar(constraint: Constraint) -> str:
     match constraint.kind:
         case "json_object":
-            return str(llguidance.LLMatcher.grammar_from_json_schema(JSON_OBJECT))
+            return _json(JSON_OBJECT)
         case "json_schema":
-            return str(llguidance.LLMatcher.grammar_from_json_schema(constraint.text))
+            return _json(constraint.text)
         case "gbnf":
             _check_nesting(constraint.text)
             return str(llguidance.LLMatcher.grammar_from_lark(any_to_lark(constraint.text)))
         case "lark":
             return str(llguidance.LLMatcher.grammar_from_lark(constraint.text))
     raise ValueError(f"a constraint of kind {constraint.kind!r} is not known")
+
+
+def _json(schema: str) -> str:
+    return str(llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=JSON_STYLE))
 
 
 def _check_nesting(text: str) -> None:
