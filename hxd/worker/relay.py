@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # and a server that is down for a moment is no reason to start this worker anew.
 WARM_ID = 0
 MESSAGE_LIMIT = 4000  # characters of an error; a page of HTML must still fit into a frame
+STEP_WEIGHT = 1 << 16  # about the bytes at which the deltas of one turn take a frame of their own
 SLOW_BYTES = 1 << 20  # frames unsent at which `drain` waits
 FULL_BYTES = 16 << 20  # frames unsent at which a relay that never drains fails
 CLOSE_SECONDS = 1.0  # for what still runs, and again for the relay's own close; see UNLOAD_GRACE
@@ -54,8 +55,11 @@ def serve(
 
     loop = asyncio.new_event_loop()
     engine = Engine(channel, relay, loop)
-    # Not asyncio.run: it would wait for a name that the resolver's thread still looks up.
-    loop.run_until_complete(live())
+    try:
+        # Not asyncio.run: it would wait for a name that the resolver's thread still looks up.
+        loop.run_until_complete(live())
+    finally:
+        loop.close()
 
 
 class Outbox:
@@ -150,6 +154,7 @@ class Engine:
         self._tasks: dict[int, asyncio.Task[wire.Done]] = {}
         self._unfinished: set[asyncio.Task[wire.Done]] = set()
         self._deltas: list[wire.Delta] = []
+        self._weight = 0
         self._beats = 0
         self._gauges: dict[str, float] = {}
 
@@ -166,8 +171,9 @@ class Engine:
     def pong(self, n: int) -> wire.Pong:
         """`steps` counts turns of the loop that a ping asked for: it stands still exactly while the
         loop does. How long a request may wait for its server is the relay's own to bound."""
+        steps = self._beats
         self._post(self._beat)
-        return wire.Pong(n, self._beats, len(self._held), 0, self._gauges)
+        return wire.Pong(n, steps, len(self._held), 0, self._gauges)
 
     def _post(self, call: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and the process soon will
@@ -232,6 +238,9 @@ class Engine:
                 if not self._deltas:
                     self._loop.call_soon(self._flush)
                 self._deltas += frame.deltas
+                self._weight += sum(map(_weight, frame.deltas))
+                if self._weight > STEP_WEIGHT:
+                    self._flush()
             case wire.Vectors() | wire.Tokens() if frame.id == id:
                 self._flush()
                 self._outbox.put(_fitting(frame))
@@ -243,7 +252,7 @@ class Engine:
 
     def _flush(self) -> None:
         """One frame for all the deltas of this turn of the loop, or as many as it takes."""
-        deltas, self._deltas = self._deltas, []
+        deltas, self._deltas, self._weight = self._deltas, [], 0
         self._send(deltas)
 
     def _send(self, deltas: list[wire.Delta]) -> None:
@@ -284,6 +293,12 @@ class Engine:
         except Exception:  # the boundary to a plugin's code: the process ends all the same
             traceback.print_exc()
         self._outbox.close(CLOSE_SECONDS)
+
+
+def _weight(delta: wire.Delta) -> int:
+    """Roughly the bytes of a delta, for what is cheap to count."""
+    said = len(delta.text) + len(delta.reasoning)
+    return 64 + said + sum(len(c.arguments) for c in delta.calls) + 256 * len(delta.logprobs)
 
 
 def _fitting(frame: wire.Frame) -> bytes:

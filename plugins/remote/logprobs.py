@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from itertools import zip_longest
@@ -12,7 +11,6 @@ from hxd.wire import Logprob
 from .shape import Logprobs
 
 UNKNOWN = -1  # servers tell the spelling of a token and not its id
-LEAST = -9999.0  # what servers write for a probability of 0, since JSON has no infinity
 _ESCAPED = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")
 
 
@@ -24,7 +22,7 @@ def read(given: Logprobs | None) -> list[Logprob]:
             Logprob(
                 UNKNOWN,
                 _piece(one.token, one.bytes),
-                _finite(one.logprob),
+                one.logprob,
                 _best(
                     (_piece(other.token, other.bytes), other.logprob)
                     for other in one.top_logprobs or ()
@@ -39,7 +37,7 @@ def read(given: Logprobs | None) -> list[Logprob]:
         Logprob(
             UNKNOWN,
             _piece(token),
-            _finite(value),
+            value,
             _best((_piece(other), lp) for other, lp in (top or {}).items()),
         )
         for token, value, top in zip_longest(tokens, values, tops)
@@ -55,13 +53,4 @@ def _piece(token: str, given: list[int] | None = None) -> bytes:
 
 
 def _best(pairs: Iterable[tuple[bytes, float]]) -> list[tuple[int, bytes, float]]:
-    known = [(UNKNOWN, piece, _clamp(value)) for piece, value in pairs]
-    return sorted(known, key=lambda one: -one[2])
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None else _clamp(value)
-
-
-def _clamp(value: float) -> float:
-    return value if math.isfinite(value) else LEAST
+    return sorted(((UNKNOWN, piece, value) for piece, value in pairs), key=lambda one: -one[2])

@@ -99,31 +99,32 @@ def embeddings(body: bytes, count: int) -> tuple[list[bytes], int]:
 
 
 def _vector(given: list[float] | str) -> bytes:
-    if isinstance(given, str):
-        try:
-            data = base64.b64decode(given, validate=True)
-        except (binascii.Error, ValueError):
-            raise ShapeError("a vector that is not base64") from None
-        if len(data) % FLOAT:
-            raise ShapeError(f"a vector of {len(data)} bytes")
-        values = array("f", data)
-        if sys.byteorder == "big":
-            values.byteswap()
-    else:
-        data = _packed(given)
-        values = array("f", given)
+    values = array("f", given) if isinstance(given, list) else _unpacked(given)
     if not 1 <= len(values) <= MAX_DIMENSION:
         raise ShapeError(f"a vector of dimension {len(values)}")
-    if not all(map(math.isfinite, values)):
-        raise ShapeError("a vector with numbers that are not finite")
-    return data
+    return _packed(values)
 
 
-def _packed(values: list[float]) -> bytes:
-    packed = array("f", values)
+def _unpacked(text: str) -> array[float]:
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ShapeError("a vector that is not base64") from None
+    if len(data) % FLOAT:
+        raise ShapeError(f"a vector of {len(data)} bytes")
+    values = array("f", data)
     if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tobytes()
+        values.byteswap()
+    return values
+
+
+def _packed(values: array[float]) -> bytes:
+    """As little-endian bytes. A number too large for a float32 has become infinite by now."""
+    if not all(map(math.isfinite, values)):
+        raise ShapeError("numbers that are not finite")
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tobytes()
 
 
 def ranking(body: bytes, count: int) -> tuple[list[bytes], int]:
@@ -135,13 +136,15 @@ def ranking(body: bytes, count: int) -> tuple[list[bytes], int]:
         value = one.score if one.relevance_score is None else one.relevance_score
         if not 0 <= one.index < count or scores[one.index] is not None:
             raise ShapeError(f"a score for document {one.index}, which is none or had one")
-        if value is None or not math.isfinite(value):
+        if value is None:
             raise ShapeError("a result without a score")
         scores[one.index] = value
     known = [score for score in scores if score is not None]
     if len(known) != count:
         raise ShapeError(f"{len(known)} scores for {count} documents")
-    return [_packed([score]) for score in known], answer.usage.count if answer.usage else 0
+    return [
+        _packed(array("f", [score])) for score in known
+    ], answer.usage.count if answer.usage else 0
 
 
 def _decode(decoder: msgspec.json.Decoder[D], body: bytes) -> D:
