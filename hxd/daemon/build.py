@@ -23,16 +23,21 @@ from hxd.daemon.admin.api import AdminApi
 from hxd.daemon.admin.metrics import Metrics
 from hxd.daemon.admin.status import Status
 from hxd.daemon.request.admit import Gate
+from hxd.daemon.request.capable import Abilities
 from hxd.daemon.request.connection import ConnectionRunner
+from hxd.daemon.request.embed import Embeddings
 from hxd.daemon.request.generate import Generation
 from hxd.daemon.request.http import Entry, Front, Traffic, error_response, finish_headers
 from hxd.daemon.request.identify import Role
 from hxd.daemon.request.models import Catalog, Served
+from hxd.daemon.request.tokenize import AT_ONCE, Tokenization
 from hxd.daemon.store import plugins, sources
 from hxd.daemon.store.keys import KeyFileError, KeyStore
 from hxd.daemon.store.sources import Source, SourceError
 from hxd.daemon.supervise import variants
+from hxd.daemon.supervise.lifecycle import State
 from hxd.daemon.supervise.memory import automatic_budget
+from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.supervisor import Supervisor
 from hxd.daemon.supervise.variants import Variants
 from hxd.daemon.supervise.workers import Workers
@@ -117,40 +122,53 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         workers = Workers(supervisor.post, Variants(config.paths.cache).file_for)
         stack.push_async_callback(workers.aclose)
         served = {
-            name: Served(
-                source,
-                Gate(
-                    name,
-                    source.settings.replicas,
-                    source.settings.slots,
-                    source.settings.queue,
-                    supervisor,
-                ),
-            )
+            name: Served(source, _gate(source, source.at_once, supervisor))
             for name, source in inspection.sources.items()
         }
-        supervisor.listeners.append(
-            lambda replica, old, new: served[replica.source.name].gate.advance()
-        )
+        tokenizing = {
+            name: _gate(source, AT_ONCE, supervisor) for name, source in inspection.sources.items()
+        }
+
+        def advance(replica: Replica, old: State, new: State) -> None:
+            served[replica.source.name].gate.advance()
+            tokenizing[replica.source.name].advance()
+
+        supervisor.listeners.append(advance)
         status = Status(config, supervisor, served, inspection.refused, clock, started=clock.wall())
         metrics = Metrics(status.readings)
         catalog = Catalog(served, inspection.refused, created=int(clock.wall()))
         traffic = Traffic()
         front = Front(config, inspection.keys, metrics, clock, traffic)
         generation = Generation(catalog, metrics, config.limits, clock)
+        abilities = Abilities(catalog, supervisor)
+        embeddings = Embeddings(abilities, metrics, config.limits)
+        tokenization = Tokenization(abilities, tokenizing, config.limits)
         admin = AdminApi(status, catalog, metrics, inspection.keys, front, clock)
-        entries = routes(generation, admin)
+        entries = routes(generation, embeddings, tokenization, admin)
         port = await _listen(config, front.application(entries), stack)
         await _listen_admin(config, front.application(entries, trusted=True), stack)
         yield Daemon(config, supervisor, workers, status, traffic, config.listen.http.host, port)
 
 
-def routes(generation: Generation, admin: AdminApi) -> list[Entry]:
+def _gate(source: Source, at_once: int, supervisor: Supervisor) -> Gate:
+    settings = source.settings
+    return Gate(source.name, settings.replicas, at_once, settings.queue, supervisor)
+
+
+def routes(
+    generation: Generation, embeddings: Embeddings, tokenization: Tokenization, admin: AdminApi
+) -> list[Entry]:
     """Every route, with the role that it needs. What is not here is not served."""
     user, read, operate, rule = Role.INFERENCE, Role.METRICS, Role.OPERATOR, Role.ADMIN
     return [
         Entry("POST", "/v1/chat/completions", user, generation.chat, work=True),
         Entry("POST", "/v1/completions", user, generation.complete, work=True),
+        Entry("POST", "/v1/embeddings", user, embeddings.embeddings, work=True),
+        Entry("POST", "/v1/rerank", user, embeddings.rerank, work=True),
+        Entry("POST", "/v2/rerank", user, embeddings.rerank, work=True),
+        Entry("POST", "/rerank", user, embeddings.rerank, work=True),
+        Entry("POST", "/tokenize", user, tokenization.tokenize, work=True),
+        Entry("POST", "/detokenize", user, tokenization.detokenize, work=True),
         Entry("GET", "/v1/models", user, admin.models),
         Entry("GET", "/v1/models/{id:.+}", user, admin.model),
         Entry("GET", "/livez", None, admin.livez),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hxd import ggml, gguf
+from hxd import ggml, gguf, pooling
 from hxd.config import Config, ModelSettings
 from hxd.daemon.store import demo, plugins
 from hxd.daemon.store.plugins import Plugin
@@ -33,13 +33,18 @@ WEIGHT = {
 QUANTIZABLE = tuple(WEIGHT)[1:]
 
 AnyHeader = Header | ggml.Header
+# Calls for vectors that one worker takes at a time: it fills its batches from all of them, and a
+# short text is some 6 tokens of the 512 in a batch.
+EMBED_CALLS = 64
+EMBED_BATCH = 512  # tokens; llama_cpp's default
 
 
 @dataclass(frozen=True)
 class Source:
     """What one model's workers load. `variant` is the one wanted, `stored` the one in `file`;
     where they differ, a quantized copy is made first. `context` is tokens per sequence, never more
-    than the model was trained for; `estimate` bytes for one replica."""
+    than the model was trained for; `estimate` bytes for one replica. `embeds`: the model makes
+    vectors or scores, by its file or the operator's word."""
 
     name: str
     settings: ModelSettings
@@ -50,6 +55,12 @@ class Source:
     stored: str
     context: int
     estimate: int
+    embeds: bool = False
+
+    @property
+    def at_once(self) -> int:
+        """Requests that one replica works on at a time."""
+        return max(self.settings.slots, EMBED_CALLS) if self.embeds else self.settings.slots
 
 
 class SourceError(Exception):
@@ -118,6 +129,10 @@ def _resolve(
                 f"no variant {asked!r}.{nearest(asked, known)} There are: {', '.join(known)}",
             )
     context = _context(header, settings)
+    shrink = WEIGHT.get(variant, 1) / WEIGHT.get(stored, 1)
+    embeds = isinstance(header, Header) and (
+        "pooling" in settings.options or pooling.embeds(header)
+    )
     return Source(
         name=name,
         settings=settings,
@@ -127,9 +142,12 @@ def _resolve(
         variant=variant,
         stored=stored,
         context=context,
-        estimate=_estimate(
-            header, file, WEIGHT.get(variant, 1) / WEIGHT.get(stored, 1), context, settings.slots
+        estimate=(
+            _embedding_estimate(header, shrink, context, settings)
+            if embeds and isinstance(header, Header)
+            else _estimate(header, file, shrink, context, settings.slots)
         ),
+        embeds=embeds,
     )
 
 
@@ -183,3 +201,15 @@ def _estimate(
     kv_heads = number("attention.head_count_kv", heads)
     per_token = number("block_count", 0) * kv_heads * (key_length + value_length) * 2
     return int(header.size * shrink) + per_token * context * slots
+
+
+def _embedding_estimate(
+    header: Header, shrink: float, context: int, settings: ModelSettings
+) -> int:
+    """Bytes for one replica: weights, and llama.cpp's output buffer, which has room for the logits
+    of a batch's every token though nobody reads them, in float32."""
+    batch = settings.options.get("batch", EMBED_BATCH)
+    vocabulary = header.metadata.get("tokenizer.ggml.tokens")
+    size = len(vocabulary) if isinstance(vocabulary, range) else 0
+    tokens = max(context, batch if isinstance(batch, int) else EMBED_BATCH)
+    return int(header.size * shrink) + tokens * size * 4

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +119,8 @@ class Workers:
                 self._post(Message(replica, generation, Event.DIED, why))
 
         if replica.worker is not None:
-            replica.worker.link.call(
-                wire.Generate(
-                    id=WARM_ID,
-                    seed=0,
-                    text="Hello",
-                    sampling=wire.Sampling(temperature=0.0, ignore_eos=True),
-                    max_tokens=1,
-                ),
-                answered,
-            )
+            can = replica.loaded.capabilities if replica.loaded is not None else []
+            replica.worker.link.call(_first_request(can), answered)
 
     def watch(self, replica: Replica) -> None:
         if replica.worker is not None:
@@ -225,6 +217,21 @@ class Workers:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _first_request(capabilities: Collection[str]) -> wire.Request:
+    """One that takes a token or two through the whole model."""
+    if "embed" in capabilities and "generate" not in capabilities:
+        return wire.Embed(WARM_ID, ["Hello"])
+    if "rank" in capabilities and "generate" not in capabilities:
+        return wire.Rank(WARM_ID, "Hello", ["Hello"])
+    return wire.Generate(
+        id=WARM_ID,
+        seed=0,
+        text="Hello",
+        sampling=wire.Sampling(temperature=0.0, ignore_eos=True),
+        max_tokens=1,
+    )
 
 
 class PrepareError(Exception):

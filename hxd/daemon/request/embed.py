@@ -1,0 +1,153 @@
+"""Serves `/v1/embeddings` and `/v1/rerank`; the only place that knows the order of their steps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from hxd import wire
+from hxd.config.settings import Limits
+from hxd.daemon.admin.metrics import Metrics
+from hxd.daemon.request import receive_inputs, reply, transfer, vectors
+from hxd.daemon.request.capable import Abilities
+from hxd.daemon.request.inquiry import Inquiry, Reply
+from hxd.daemon.request.models import Served
+from hxd.daemon.request.receive_inputs import RerankRequest
+from hxd.daemon.request.vectors import Render, Vectors
+
+# About 1.5 ms of rendering, after which other requests get their turn.
+TURN_FLOATS = 1 << 15
+# Beyond it an answer goes out as it is rendered, 64 KiB and more at a time: as JSON it is some 20
+# bytes per number, and a call may have millions.
+WHOLE_FLOATS = 1 << 16
+CLIENT_LEFT = 499  # as in generate
+
+
+class Embeddings:
+    """A call takes one place of its model, however many inputs it has: they share batches with
+    those of other calls."""
+
+    def __init__(self, abilities: Abilities, metrics: Metrics, limits: Limits) -> None:
+        self._abilities = abilities
+        self._metrics = metrics
+        self._limits = limits
+
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        asked = receive_inputs.parse_embeddings(await transfer.read(request, self._limits))
+        inputs = receive_inputs.inputs(asked)
+        served = self._abilities.find(asked.model, "embed")
+        answer = await self._ask(
+            request,
+            served,
+            "embed",
+            lambda id: wire.Embed(id, list(inputs)),
+            len(inputs),
+            asked.dimensions,
+        )
+        render = vectors.FORMATS[asked.encoding_format or "float"]
+        headers = _headers(served, answer)
+        if answer.found.floats > WHOLE_FLOATS:
+            return await self._send_parts(request, served, answer, render, headers)
+        parts = vectors.parts(answer.found, render, served.source.name, answer.tokens)
+        return web.Response(body=b"".join(parts), content_type="application/json", headers=headers)
+
+    async def rerank(self, request: web.Request) -> web.StreamResponse:
+        asked = receive_inputs.parse_rerank(await transfer.read(request, self._limits))
+        documents = receive_inputs.documents(asked)
+        served = self._abilities.find(asked.model, "rank")
+        answer = await self._ask(
+            request,
+            served,
+            "rank",
+            lambda id: wire.Rank(id, asked.query, documents),
+            len(documents),
+        )
+        body = _ranking(asked, documents, answer.found.scores(), served, answer.tokens)
+        return web.Response(
+            body=reply.json_bytes(body),
+            content_type="application/json",
+            headers=_headers(served, answer),
+        )
+
+    async def _ask(
+        self,
+        request: web.Request,
+        served: Served,
+        capability: str,
+        frame: Callable[[int], wire.Request],
+        count: int,
+        dimensions: int | None = None,
+    ) -> Reply[Vectors]:
+        source = served.source
+        request["model"] = source.name
+        inquiry = Inquiry(
+            served.gate,
+            source.settings.queue_time,
+            frame,
+            partial(Vectors, count, dimensions),
+            partial(self._abilities.confirm, served, capability),
+        )
+        answer = await inquiry.reply()
+        answer.found.check()
+        self._metrics.prompted(source.name, answer.tokens)
+        return answer
+
+    async def _send_parts(
+        self,
+        request: web.Request,
+        served: Served,
+        answer: Reply[Vectors],
+        render: Render,
+        headers: dict[str, str],
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json", **headers})
+        each = max(1, TURN_FLOATS // answer.found.dimension)
+        held: list[bytes] = []
+        try:
+            await response.prepare(request)
+            for part in vectors.parts(answer.found, render, served.source.name, answer.tokens):
+                held.append(part)
+                if len(held) == each:
+                    await transfer.write(response, b"".join(held), self._limits)
+                    await asyncio.sleep(0)
+                    held.clear()
+            await transfer.write(response, b"".join(held), self._limits)
+            await response.write_eof()
+        except ConnectionError:
+            # The client left, or takes nothing; there is nobody to tell.
+            request["status"] = CLIENT_LEFT
+            if request.transport is not None:
+                request.transport.abort()
+        return response
+
+
+def _headers(served: Served, answer: Reply[Any]) -> dict[str, str]:
+    return {**served.headers(), "x-hxd-replica": answer.replica.id}
+
+
+def _ranking(
+    asked: RerankRequest, documents: list[str], scores: list[float], served: Served, tokens: int
+) -> Any:
+    """Jina's object, or Text Embeddings Inference's list where the request is in its words."""
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n]
+    if asked.documents is None:
+        return [
+            {"index": index, "score": scores[index]}
+            | ({"text": documents[index]} if asked.return_text else {})
+            for index in order
+        ]
+    results = [
+        {"index": index, "relevance_score": scores[index]}
+        | ({"document": {"text": documents[index]}} if asked.return_documents else {})
+        for index in order
+    ]
+    return {
+        "object": "list",
+        "model": served.source.name,
+        "results": results,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }

@@ -1,0 +1,46 @@
+"""The bytes of one HTTP exchange, in and out, each way bounded in time."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from hxd.config.settings import Limits
+from hxd.errors import CallerError
+
+
+async def read(request: web.Request, limits: Limits) -> bytes:
+    """The body; bounded in size by aiohttp, in time here, and JSON by its label."""
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise CallerError("compressed bodies are not accepted", status=415)
+    if "Content-Type" in request.headers and request.content_type != "application/json":
+        raise CallerError(
+            f"the body must be application/json, not {request.content_type[:100]}", status=415
+        )
+    if (request.content_length or 0) > limits.body:
+        raise _too_large(limits.body)
+    try:
+        async with asyncio.timeout(limits.body_time):
+            return await request.read()
+    except TimeoutError:
+        raise CallerError(
+            f"the body did not arrive within {limits.body_time:g} s", status=408
+        ) from None
+    except web.HTTPRequestEntityTooLarge:
+        raise _too_large(limits.body) from None
+
+
+async def write(response: web.StreamResponse, data: bytes, limits: Limits) -> None:
+    """Raises `ConnectionError` when the client takes nothing for too long."""
+    if not data:
+        return
+    try:
+        async with asyncio.timeout(limits.write_stall):
+            await response.write(data)
+    except TimeoutError:
+        raise ConnectionResetError("the client stopped reading") from None
+
+
+def _too_large(limit: int) -> CallerError:
+    return CallerError(f"the body is larger than {limit} bytes", status=413, code="body_too_large")
