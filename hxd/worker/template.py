@@ -46,6 +46,18 @@ PLAIN = (
 )
 
 
+# What a template's own code may end in: it was written for other conversations, or by an enemy.
+_FAULTS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
 class _Clock:
     """When the rendering at hand must have ended."""
 
@@ -102,7 +114,7 @@ class _Generation(Extension):
     """`{% generation %}` of the transformers library, which marks what to train on; its body is
     rendered as it stands."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012 - the base class has it so
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
@@ -151,9 +163,7 @@ class ChatTemplate:
         self._template = environment.from_string(source or PLAIN)
         self._tool_template = environment.from_string(tool_template) if tool_template else None
         special = set(special_texts)
-        self._family = family or detect(
-            tool_template or source, dict.fromkeys(special, -1)
-        )
+        self._family = family or detect(tool_template or source, special)
         self._own = {"add_generation_prompt": True, "bos_token": bos, "eos_token": eos}
         self._special = sorted((text for text in special if len(text) > 1), key=len)
         self._starts = tuple({text[:1] for text in self._special})
@@ -193,9 +203,11 @@ class ChatTemplate:
             rendered = generic.conversation(
                 family, messages, tools, clean, takes_system=self._takes_system
             )
-            return self._generate(self._template, {**given, "messages": rendered, "tools": None})
+            variables = {**given, "messages": rendered, "tools": self._no_tools}
+            return self._generate(self._template, variables)
         rendered, shown = conversation(family, messages, tools, clean)
         template = self._template
+        shown = shown or self._no_tools
         if self._tool_template is not None and (
             shown or any(message.tool_calls or message.role == "tool" for message in messages)
         ):
@@ -214,21 +226,32 @@ class ChatTemplate:
                 self._clock.check()
                 if size > MAX_OUTPUT:
                     raise SecurityError("it gives too much text")
-        except (
-            *(TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError),
-            *(TypeError, ValueError),
-        ) as error:
+        except _FAULTS as error:
             raise RequestRefused(
                 f"the model's chat template does not take this conversation: {error}"
             ) from None
         return "".join(parts).split(self._cut)
 
     @cached_property
+    def _no_tools(self) -> list[dict[str, Any]] | None:
+        """What `tools` must be where there are none: nothing, or an empty list for a template that
+        goes through it in any case."""
+        return None if self._renders(["user"], None) or not self._renders(["user"], []) else []
+
+    @cached_property
     def _takes_system(self) -> bool:
         """Whether what a system message says reaches the prompt."""
-        probe = [{"role": "system", "content": self._cut}, {"role": "user", "content": "?"}]
+        return self._renders(["system", "user"], self._no_tools)
+
+    def _renders(self, roles: list[str], tools: list[dict[str, Any]] | None) -> bool:
+        """Whether a conversation of these roles is rendered, and the first message is in it."""
+        contents = [self._cut, *"?" * (len(roles) - 1)]
+        messages = [
+            {"role": role, "content": content}
+            for role, content in zip(roles, contents, strict=True)
+        ]
         try:
-            return len(self._generate(self._template, {"messages": probe, "tools": None})) > 1
+            return len(self._generate(self._template, {"messages": messages, "tools": tools})) > 1
         except RequestRefused:
             return False
 
@@ -242,9 +265,7 @@ class ChatTemplate:
         try:
             found: dict[str, Any] = cleaned(dict(values), self._harmless)
         except ValueError as error:
-            raise RequestRefused(
-                f"chat_template_kwargs: {error}", "chat_template_kwargs"
-            ) from None
+            raise RequestRefused(f"chat_template_kwargs: {error}", "chat_template_kwargs") from None
         return found
 
     def _harmless(self, said: str) -> str:

@@ -72,34 +72,30 @@ class Turn:
 def turns(family: Family, messages: Sequence[Message]) -> list[Turn]:
     """The messages in order, each result with the id and the name of its call: the one that it
     names, else the first that has no result yet."""
+    short = shortened if family.short_ids else str
     found: list[Turn] = []
-    open_calls: list[ToolCall] = []
-    made = 0
+    waiting: list[ToolCall] = []
     for message in messages:
-        if message.role != "tool":
-            calls = []
-            for call in message.tool_calls:
-                id = call.id or f"call_{made}"
-                made += 1
-                calls.append(ToolCall(shortened(id) if family.short_ids else id, call.name, ""))
-                calls[-1].arguments = call.arguments
-            if calls or message.role == "assistant":
-                open_calls = list(calls)
-            found.append(Turn(message, calls))
+        if message.role == "tool":
+            found.append(_result(message, waiting, short))
             continue
-        id = message.tool_call_id
-        if id is not None and family.short_ids:
-            id = shortened(id)
-        answered = [call for call in open_calls if call.id == id] or open_calls[: id is None]
-        for call in answered[:1]:
-            open_calls.remove(call)
-            found.append(Turn(message, [], call.id, message.name or call.name))
-        if not answered:
-            id = id if id is not None else f"call_{made}"
-            found.append(
-                Turn(message, [], shortened(id) if family.short_ids else id, message.name)
-            )
+        calls = [
+            ToolCall(short(made.id or f"call_{len(found)}_{i}"), made.name, made.arguments)
+            for i, made in enumerate(message.tool_calls)
+        ]
+        if message.role == "assistant":
+            waiting = list(calls)
+        found.append(Turn(message, calls))
     return list(_one_by_one(found)) if family.single else found
+
+
+def _result(message: Message, waiting: list[ToolCall], short: Callable[[str], str]) -> Turn:
+    id = short(message.tool_call_id) if message.tool_call_id else None
+    for made in waiting:
+        if id is None or made.id == id:
+            waiting.remove(made)
+            return Turn(message, [], made.id, message.name or made.name)
+    return Turn(message, [], id or short("unknown"), message.name)
 
 
 def _one_by_one(turns: list[Turn]) -> Iterator[Turn]:
@@ -116,12 +112,12 @@ def _one_by_one(turns: list[Turn]) -> Iterator[Turn]:
             results.append(turns[at])
             at += 1
         content = turn.message.content
-        for call in turn.calls:
-            yield Turn(Message("assistant", content), [call])
+        for made in turn.calls:
+            yield Turn(Message("assistant", content), [made])
             content = ""
-            yield from (result for result in results if result.id == call.id)
-        known = {call.id for call in turn.calls}
-        yield from (result for result in results if result.id not in known)
+            yield from (result for result in results if result.id == made.id)
+            results = [result for result in results if result.id != made.id]
+        yield from results
 
 
 def role(message: Message, clean: Clean) -> str:

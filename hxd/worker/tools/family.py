@@ -7,7 +7,7 @@ Python calls, channels) counts as one without: the generic family describes the 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -63,13 +63,9 @@ class Family:
 
 GENERIC = Family("generic", native=False, layout=Layout.WRAPPED, bare=True)
 HERMES = Family("hermes", opening="<tool_call>", closing="</tool_call>")
-LLAMA3 = Family(
-    "llama3", opening="<|python_tag|>", bare=True, arguments="parameters", single=True
-)
+LLAMA3 = Family("llama3", opening="<|python_tag|>", bare=True, arguments="parameters", single=True)
 MISTRAL = Family("mistral", layout=Layout.ARRAY, opening="[TOOL_CALLS]", short_ids=True)
-MISTRAL_NAMED = Family(
-    "mistral-named", layout=Layout.NAMED, opening="[TOOL_CALLS]", short_ids=True
-)
+MISTRAL_NAMED = Family("mistral-named", layout=Layout.NAMED, opening="[TOOL_CALLS]", short_ids=True)
 PHI = Family(
     "phi",
     layout=Layout.ARRAY,
@@ -87,7 +83,7 @@ _PHI_TOOLS = re.compile(r"message(\.|\[['\"])tools\b")
 _PHI_RESULTS = "<|tool_response|>"
 
 
-def detect(chat_template: str | None, special_tokens: Mapping[str, int]) -> Family:
+def detect(chat_template: str | None, special_tokens: Container[str]) -> Family:
     """The family of a model with this template; `GENERIC` where it shows no other."""
     template = chat_template or ""
     found = _native(template, special_tokens)
@@ -96,7 +92,7 @@ def detect(chat_template: str | None, special_tokens: Mapping[str, int]) -> Fami
     return found
 
 
-def _native(template: str, special_tokens: Mapping[str, int]) -> Family:
+def _native(template: str, special_tokens: Container[str]) -> Family:
     if "tools" not in template:
         return GENERIC
     if MISTRAL.opening in template and "[AVAILABLE_TOOLS]" in template:

@@ -85,7 +85,7 @@ def _told(tools: Tools, clean: Clean) -> str:
         when = "Call a function only where it helps; otherwise answer in plain text."
     several = "" if tools.parallel else " Call one function at a time."
     return (
-        "You can call functions. These there are, each with the JSON schema of its parameters:\n"
+        "You can call these functions; each comes with the JSON schema of its parameters:\n"
         + "\n".join(lines)
         + "\n\nTo call functions, answer with a JSON object of this form and nothing else:\n"
         + json.dumps(example)
