@@ -109,8 +109,6 @@ class Answer:
             self._completion = _count(usage.completion_tokens)
         if usage.prompt_tokens_details is not None:
             self._cached = _count(usage.prompt_tokens_details.cached_tokens)
-        if self.finish is not None:
-            self.progress += 1
 
     def done(self) -> wire.Done:
         """Where the server counts nothing, each delta counts as a token."""

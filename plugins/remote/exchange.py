@@ -13,7 +13,7 @@ from . import ask, tokens, vectors
 from .answer import DONE, Answer, deltas
 from .client import Client, Reply
 from .dialect import Dialect
-from .faults import Reader, Refused, WrongPlace
+from .faults import Failure, Reader, Refused, WrongPlace
 from .options import Options
 from .shape import ShapeError
 from .sse import EventError, Events
@@ -103,36 +103,47 @@ class Exchange:
         """`deadline` is that of the first event that says something."""
         clock = asyncio.get_running_loop().time
         events = Events()
+        ending = False
         while not answer.closed:
             try:
                 chunk = await reply.chunk(deadline)
-            except TimeoutError:
-                if answer.finish is not None:
-                    return
-                raise self._late(answer) from None
+            except (TimeoutError, Failure) as error:
+                if ending:
+                    return  # all that matters has been said
+                raise self._late(answer) if isinstance(error, TimeoutError) else error from None
             if not chunk:
                 self._check_end(answer, events)
                 reply.end()
                 return
             before = answer.progress
-            try:
-                for data in events.feed(chunk):
-                    for delta in answer.event(data):
-                        out(wire.Step([delta]))
-            except EventError as error:
-                raise self._client.failure(f"sent what is no stream of events: {error}") from None
+            self._take(chunk, events, answer, out)
             await out.drain()
-            if answer.progress != before:
-                ending = answer.finish is not None
-                deadline = clock() + (TAIL_SECONDS if ending else self._options.stall)
-            elif clock() >= deadline and answer.finish is None:
+            if ending or answer.progress == before:
                 # Where data never runs out, no wait of `chunk` does either.
-                raise self._late(answer)
+                if clock() >= deadline:
+                    if ending:
+                        return
+                    raise self._late(answer)
+            elif answer.finish is None:
+                deadline = clock() + self._options.stall
+            else:
+                ending = True
+                deadline = clock() + TAIL_SECONDS
         if not answer.progress:
             raise self._client.failure("ended its answer without saying anything")
         reply.end()
 
-    def _late(self, answer: Answer) -> Exception:
+    def _take(self, chunk: bytes, events: Events, answer: Answer, out: Out) -> None:
+        try:
+            for data in events.feed(chunk):
+                for delta in answer.event(data):
+                    out(wire.Step([delta]))
+                if answer.closed:
+                    return
+        except EventError as error:
+            raise self._client.failure(f"sent what is no stream of events: {error}") from None
+
+    def _late(self, answer: Answer) -> Failure:
         if answer.progress:
             return self._client.failure(
                 f"stalled: nothing came for {self._options.stall:g} s in mid-answer"

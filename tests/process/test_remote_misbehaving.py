@@ -150,6 +150,12 @@ async def test_a_text_longer_than_a_frame_comes_in_parts() -> None:
         assert said(frames) == text
 
 
+async def test_a_prompt_of_megabytes_arrives_whole() -> None:
+    async with talking(answers("a")) as (server, relay):
+        await ask(relay, chat("ä" * (3 << 20)))
+        assert len(server.requests[0].json["messages"][0]["content"]) == 3 << 20
+
+
 async def test_reasoning_calls_and_logprobs_come_through() -> None:
     call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
     part = {"index": 0, "function": {"arguments": '{"a":1}'}}
@@ -283,9 +289,21 @@ async def test_a_server_that_never_ends_a_finished_answer_does_not_hold_it_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(exchange, "TAIL_SECONDS", 0.1)
-    script = stalls(delta("a"), delta(finish="stop"))
-    async with talking(script) as (_, relay):
-        assert await ask(relay) == ("a", wire.Done(5, "stop", 0, 1))
+    finished = delta("a") + delta(finish="stop")
+    for behaviour in (
+        stalls(finished),
+        endless(b": bye\n\n", finished),
+        endless(usage(1, 2), finished),
+    ):
+        async with talking(behaviour) as (server, relay):
+            text, done = await ask(relay)
+            assert (text, done.finish) == ("a", "stop")
+            await asyncio.wait_for(server.left.wait(), 30)
+
+
+async def test_what_comes_after_the_last_event_is_not_read() -> None:
+    async with talking(says(delta("a") + DONE + delta("b"))) as (_, relay):
+        assert (await ask(relay))[0] == "a"
 
 
 # Streams that break.
@@ -305,6 +323,22 @@ async def test_a_stream_that_is_cut_before_its_first_byte_is_asked_again() -> No
     async with talking(*script) as (server, relay):
         assert (await ask(relay))[0] == "whole"
         assert len(server.requests) == 2
+
+
+async def test_a_stream_that_is_cut_after_all_has_been_said_is_complete() -> None:
+    heard = asyncio.Event()
+
+    async def behave(talk: Conversation) -> None:
+        await talk.stream(delta("a"), delta(finish="stop"), delta("heard?"))
+        await heard.wait()
+        talk.reset()
+
+    def emit(frame: wire.Frame) -> None:
+        if said([frame]) == "heard?":
+            heard.set()
+
+    async with talking(behave) as (_, relay):
+        assert (await relay.relay(chat(), emit)).finish == "stop"
 
 
 async def test_a_body_that_simply_ends_is_no_end_of_an_answer() -> None:
