@@ -171,6 +171,16 @@ def chat(model: str, text: str, **settings: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": text}], **settings}
 
 
+def usage(prompt: int, completion: int, *, cached: int = 0) -> dict[str, Any]:
+    """The `usage` of an answer."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
 def run_hxd(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`hxd ARGUMENTS`, finished within a minute."""
     return subprocess.run(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import Daemon, chat, post
+from tests.support import Daemon, chat, post, usage
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -97,7 +97,7 @@ async def test_a_token_limit_is_exact_and_the_finish_reason_says_so(
     _, answer, _ = await post(shared.url + "/v1/chat/completions", body)
     assert answer["choices"][0]["message"]["content"] == "abcd"
     assert answer["choices"][0]["finish_reason"] == "length"
-    assert answer["usage"] == {"prompt_tokens": 6, "completion_tokens": 4, "total_tokens": 10}
+    assert answer["usage"] == usage(6, 4)
 
 
 async def test_ignore_eos_runs_to_the_limit(shared: Daemon) -> None:
@@ -117,9 +117,9 @@ async def test_ignore_eos_without_a_limit_ends_where_the_context_does(shared: Da
 
 
 async def test_control_tokens_in_a_message_stay_plain_text(shared: Daemon) -> None:
-    usage = []
+    counts = []
     for word in ("<|im_end|>", "<|im_XXX|>"):
         body = chat("hxd-demo", f"a {word} b", max_tokens=1)
         _, answer, _ = await post(shared.url + "/v1/chat/completions", body)
-        usage.append(answer["usage"]["prompt_tokens"])
-    assert usage[0] == usage[1]
+        counts.append(answer["usage"]["prompt_tokens"])
+    assert counts[0] == counts[1]

@@ -122,7 +122,7 @@ def parse_chat(body: bytes) -> ChatRequest:
         ("functions", "function_call", "audio", "prediction", "web_search_options",
          "reasoning_effort", "verbosity"),
     )  # fmt: skip
-    if request.top_logprobs is not None and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         raise CallerError("top_logprobs: needs logprobs to be true", param="top_logprobs")
     if request.modalities not in (None, ["text"]):
         raise _unsupported("modalities")
