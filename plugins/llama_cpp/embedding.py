@@ -104,10 +104,12 @@ class LlamaCppEmbedder:
 
     def _new_context(self, pooling: int, length: int, *, causal: bool, threads: int) -> None:
         """`length`: tokens of the longest input."""
-        whole = max(self.batch, length)
+        # llama.cpp plans for a batch shared equally by all sequences, and aborts the process where
+        # mean pooling then finds another number of tokens.
+        self._sequences = min(MAX_SEQUENCES, 1 << (self.batch.bit_length() - 1))
+        whole = -(-max(self.batch, length) // self._sequences) * self._sequences
         last = pooling in (POOLING["last"], POOLING["rank"])
         self._piece = self.batch if causal and last else whole
-        self._sequences = min(MAX_SEQUENCES, self.batch)
         parameters = llama_cpp.llama_context_default_params()
         parameters.embeddings = True
         parameters.pooling_type = pooling

@@ -204,11 +204,12 @@ class Slots:
         leader = slot.leader
         if leader is None:
             return
-        if leader.place is None:
-            slot.leader = None
-        elif leader.fed >= slot.leading:
-            self._copy(leader.place, slot, slot.leading)
-            slot.leader = None
+        ready = min(leader.fed, slot.leading)
+        if leader.place is not None and slot.leading - ready >= WORTH_WAITING:
+            return
+        if leader.place is not None and ready > slot.fed:
+            self._copy(leader.place, slot, ready)
+        slot.leader = None
 
     def _leader(self, slot: Slot, most: int) -> tuple[Slot | None, int]:
         """An older sequence that has read, or is reading, more of the same beginning."""
@@ -229,7 +230,7 @@ class Slots:
         slot.fed = length
 
     def _waits(self, slot: Slot) -> bool:
-        return slot.leader is not None and slot.leading - slot.fed >= WORTH_WAITING
+        return slot.leader is not None
 
     def _room(self, count: int, slot: Slot) -> int:
         """How many of `count` cells there are for `slot`, after others have made room."""
