@@ -170,6 +170,8 @@ def _families(layouts: list[Layout]) -> list[str]:
 
 def _unspell(word: bytes) -> bytes:
     """MPT's files have a character of UTF-8 for each byte; the library ends on others."""
+    if word.isascii():
+        return word
     try:
         return bytes(ord(character) & 0xFF for character in word.decode("utf-8"))
     except UnicodeDecodeError:

@@ -22,6 +22,7 @@ from hxd.ggml.layouts import (
 )
 from hxd.gguf import _BLOCKS, ModelFileError, _Cursor
 
+BLOCK = 1 << 16
 MAX_WORD = 1 << 12
 MAX_MERGES = 1 << 18
 MAX_NAME = 1 << 8
@@ -95,9 +96,12 @@ class Reader:
 
     def words(self) -> Iterator[tuple[bytes, float]]:
         """Words with their scores, by id."""
-        for _ in range(self.hyper["vocab"]):
-            word = self._string(MAX_WORD)
-            yield word, self._cursor.take(_F32) if self._layout.scored else 0.0
+        if self._layout.scored:
+            for word, score in self._strings(self.hyper["vocab"], _F32.size):
+                yield word, _F32.unpack(score)[0]
+        else:
+            for word, _ in self._strings(self.hyper["vocab"], 0):
+                yield word, 0.0
 
     def merges(self) -> Iterator[tuple[bytes, bytes]]:
         """Pairs of words, by rank."""
@@ -106,8 +110,9 @@ class Reader:
         count = self._number()
         if not 0 <= count <= MAX_MERGES:
             raise ModelFileError(f"{count} merges in the header; the limit is {MAX_MERGES}")
-        for _ in range(count):
-            yield self._string(MAX_WORD), self._string(MAX_WORD)
+        strings = self._strings(2 * count, 0)
+        for (left, _), (right, _) in zip(strings, strings, strict=True):
+            yield left, right
 
     def tensors(self) -> tuple[int, dict[str, int]]:
         """How many there are, and what the letters of their dimensions stand for."""
@@ -136,11 +141,29 @@ class Reader:
         value: int = self._cursor.take(_I32)
         return value
 
-    def _string(self, limit: int) -> bytes:
-        length = self._number()
-        if not 0 <= length <= limit:
-            raise ModelFileError(f"a word of {length} bytes in the header; the limit is {limit}")
-        return self._cursor.read(length)
+    def _strings(self, count: int, tail: int) -> Iterator[tuple[bytes, bytes]]:
+        """Strings, each with the `tail` bytes behind it. By blocks: there are a hundred thousand,
+        and a read for each would take most of the time."""
+        block, at = b"", 0
+        try:
+            for _ in range(count):
+                if len(block) - at < _I32.size:
+                    block, at = self._more(block[at:], _I32.size), 0
+                (length,) = _I32.unpack_from(block, at)
+                if not 0 <= length <= MAX_WORD:
+                    raise ModelFileError(f"a word of {length} bytes; the limit is {MAX_WORD}")
+                whole = _I32.size + length + tail
+                if len(block) - at < whole:
+                    block, at = self._more(block[at:], whole), 0
+                end = at + whole
+                yield block[at + _I32.size : end - tail], block[end - tail : end]
+                at = end
+        finally:
+            self._cursor.skip(at - len(block))
+
+    def _more(self, rest: bytes, wanted: int) -> bytes:
+        """`rest` and the next block of the file, `wanted` bytes at least."""
+        return rest + self._cursor.read(max(wanted - len(rest), min(BLOCK, self.size - self.at)))
 
     def _file_type(self) -> tuple[str, int | None]:
         """Name of the variant, and the type id of its weights where all have the same."""
