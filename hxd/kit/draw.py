@@ -204,7 +204,8 @@ def _invert(weights: Logits, mark: float) -> int:
     wanted = mark * ends[-1]
     at = min(int(np.searchsorted(ends, wanted, side="right")), len(ends) - 1)
     inside = weights[at * block : (at + 1) * block]
-    steps = np.cumsum(inside, dtype=np.float64) + (ends[at] - sums[at])
+    # Not `ends[at] - sums[at]`, which rounding may put beyond `wanted`: before any weight.
+    steps = np.cumsum(inside, dtype=np.float64) + (ends[at - 1] if at else 0.0)
     found = int(np.searchsorted(steps, wanted, side="right"))
     if found < len(inside):
         return at * block + found
