@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from hxd.config import kinds
 from hxd.errors import nearest
+from hxd.hookspecs import CAPABILITIES
 
 # Fields that only refine an answer, so that leaving one out is better than no answer.
 OMITTABLE = frozenset(
@@ -49,6 +50,7 @@ class Options:
     stall: float = 30.0
     retries: int = 2
     omit: frozenset[str] = frozenset()
+    capabilities: frozenset[str] = CAPABILITIES
 
     @property
     def root(self) -> str:
@@ -131,15 +133,18 @@ def _file(value: Any) -> Path:
     return path
 
 
-def _omit(value: Any) -> frozenset[str]:
-    names = kinds.texts(value)
-    for name in names:
-        if name not in OMITTABLE:
-            raise ValueError(
-                f"{name!r} can't be left out.{nearest(name, OMITTABLE)} "
-                f"These can: {', '.join(sorted(OMITTABLE))}"
-            )
-    return frozenset(names)
+def _some_of(known: frozenset[str]) -> Callable[[Any], frozenset[str]]:
+    def read(value: Any) -> frozenset[str]:
+        names = kinds.texts(value)
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"{name!r} is not possible.{nearest(name, known)} "
+                    f"There are: {', '.join(sorted(known))}"
+                )
+        return frozenset(names)
+
+    return read
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {
@@ -153,5 +158,6 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "first_byte": kinds.seconds(0.05, 3600),
     "stall": kinds.seconds(0.05, 3600),
     "retries": kinds.integer(0, 5),
-    "omit": _omit,
+    "omit": _some_of(OMITTABLE),
+    "capabilities": _some_of(CAPABILITIES),
 }

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from hxd import wire
-from hxd.hookspecs import CAPABILITIES, LoadRequest, ModelInfo, RelayFailed, RequestRefused
+from hxd.hookspecs import LoadRequest, ModelInfo, RelayFailed, RequestRefused
 
 from .client import Client
 from .exchange import Exchange, Out
@@ -71,7 +71,7 @@ class Remote:
                 "model": model,
                 "server at start": await self._check(model),
             },
-            capabilities=CAPABILITIES,
+            capabilities=self._options.capabilities,
         )
 
     async def _check(self, model: str) -> str:

@@ -60,7 +60,7 @@ def ask_detokenize(request: wire.Detokenize, model: str) -> dict[str, Any]:
 
 
 def tokenized(body: bytes) -> tuple[list[int], list[bytes]]:
-    """Ids, and the bytes of each where the server tells them, else none at all. Raises
+    """Ids, and the bytes of each: empty where the server does not tell them. Raises
     `ShapeError`."""
     try:
         given = _tokenized.decode(body).tokens
@@ -69,8 +69,7 @@ def tokenized(body: bytes) -> tuple[list[int], list[bytes]]:
     ids = [one.id if isinstance(one, Token) else one for one in given]
     if not all(0 <= id < 1 << 31 for id in ids):
         raise ShapeError("a token id that is none")
-    pieces = [_bytes(one.piece) for one in given if isinstance(one, Token)]
-    return ids, pieces if len(pieces) == len(ids) else []
+    return ids, [_bytes(one.piece) if isinstance(one, Token) else b"" for one in given]
 
 
 def _bytes(piece: str | list[int]) -> bytes:

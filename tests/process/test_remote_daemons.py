@@ -73,6 +73,7 @@ async def front(
         remote("far-slow", url, model="slow", **known),
         remote("far-full", url, model="full", retries=0, **known),
         remote("far-gone", url, model="gone", **known),
+        remote("only-text", url, model="echo", capabilities=["generate"], **known),
         remote("locked-out", url, model="echo", key_env=WRONG, environment=(WRONG,)),
         remote("down", misbehaving.closed_port(), retries=0),
     ]
@@ -158,6 +159,18 @@ async def test_text_completions_go_through(front: Daemon) -> None:
     assert answer["choices"][0]["text"] == "hi"
 
 
+async def test_texts_become_tokens_and_back(front: Daemon) -> None:
+    asked = {"model": "far/echo", "content": "hä", "with_pieces": True}
+    _, answer, _ = await post(front.url + "/tokenize", asked)
+    assert answer["tokens"] == [
+        {"id": 104, "piece": "h"}, {"id": 195, "piece": [195]}, {"id": 164, "piece": [164]},
+    ]  # fmt: skip
+    _, answer, _ = await post(
+        front.url + "/detokenize", {"model": "far/echo", "tokens": [104, 195, 164]}
+    )
+    assert answer["content"] == "hä"
+
+
 async def begin(
     session: aiohttp.ClientSession, front: Daemon, model: str
 ) -> aiohttp.ClientResponse:
@@ -210,6 +223,21 @@ async def test_a_refusal_there_is_the_clients_here(front: Daemon) -> None:
     status, answer, _ = await post(front.url + CHAT, chat("far-demo", "x" * 9000))
     assert status == 400
     assert answer["error"]["code"] == "context_length_exceeded"
+
+
+async def test_what_the_operator_says_a_server_can_not_do_is_refused_here(front: Daemon) -> None:
+    asked = {"model": "only-text", "input": "a"}
+    status, answer, _ = await post(front.url + "/v1/embeddings", asked)
+    assert (status, answer["error"]["code"]) == (400, "unsupported_by_model")
+    assert "'only-text'" in answer["error"]["message"]
+
+
+async def test_what_the_server_can_not_do_is_refused_there(front: Daemon) -> None:
+    status, answer, _ = await post(
+        front.url + "/v1/embeddings", {"model": "far/echo", "input": "a"}
+    )
+    assert status == 400
+    assert "can't make embeddings" in answer["error"]["message"]
 
 
 async def test_a_server_that_is_down_leaves_its_replica_ready_and_says_why(front: Daemon) -> None:

@@ -17,6 +17,7 @@ import pytest
 from hxd import wire
 from hxd.daemon.store import plugins
 from hxd.daemon.supervise.process import Program, WorkerProcess
+from hxd.hookspecs import CAPABILITIES
 from tests import misbehaving
 from tests.misbehaving import (
     DONE,
@@ -112,7 +113,7 @@ async def test_a_worker_says_what_it_serves_and_answers() -> None:
             assert loaded.details == {
                 "url": server.url, "model": "there", "server at start": "answers",
             }  # fmt: skip
-            assert "generate" in loaded.capabilities
+            assert set(loaded.capabilities) == CAPABILITIES
             request = chat()
             *deltas, done = await ask(worker, request)
             assert "".join(delta.text for delta in deltas) == "Hello"
