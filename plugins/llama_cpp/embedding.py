@@ -24,6 +24,12 @@ from .pair import Pairs
 from .vocabulary import Vocabulary
 
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ of llama-cparams.h
+# From 64 tokens on, ggml computes attention on a CPU by another kernel, whose sums round elsewhere.
+# In a smaller batch a text has the same vector as alone (with q8_0 weights a cosine of 0.9996
+# otherwise), it makes others wait less, and it is no slower: MiniLM does as many texts in a second
+# with batches of 64 tokens as with 512.
+CPU_BATCH = 63
+PIECE = 512
 POOLING = {
     "mean": llama_cpp.LLAMA_POOLING_TYPE_MEAN,
     "cls": llama_cpp.LLAMA_POOLING_TYPE_CLS,
@@ -39,15 +45,18 @@ OTHERS = {
 
 
 class LlamaCppEmbedder:
-    """One model, one context. A batch has up to `options.batch` tokens, or one longer input."""
+    """One model, one context. A batch has up to `batch` tokens, or one longer input."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self.batch = options.batch
+        self.batch = CPU_BATCH
 
     def load(self, request: LoadRequest) -> ModelInfo:
         path = native.need_file(request)
         native.start()
+        gpu = self._options.gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload()
+        if gpu or "batch" in request.options:
+            self.batch = self._options.batch
         model = self._model = native.load_model(path, gpu_layers=self._options.gpu_layers)
         architecture = native.metadata(model, "general.architecture") or "unknown"
         if architecture in OTHERS:
@@ -109,7 +118,7 @@ class LlamaCppEmbedder:
         self._sequences = min(MAX_SEQUENCES, 1 << (self.batch.bit_length() - 1))
         whole = -(-max(self.batch, length) // self._sequences) * self._sequences
         last = pooling in (POOLING["last"], POOLING["rank"])
-        self._piece = self.batch if causal and last else whole
+        self._piece = min(whole, PIECE) if causal and last else whole
         parameters = llama_cpp.llama_context_default_params()
         parameters.embeddings = True
         parameters.pooling_type = pooling

@@ -2,7 +2,8 @@
 
 `[models.NAME.options]`:
 
-    batch            tokens in one decode step at most, prompts included; default 512
+    batch            tokens in one decode step at most, prompts included; default 512, and 63 for
+                     an embedding model on a CPU
     ubatch           of those, tokens computed at once; default 512
     gpu_layers       layers to offload where llama.cpp was built for a GPU; -1 (default) is all
     cells            KV cells for all sequences together; 0 (default) is slots times context
