@@ -25,6 +25,10 @@ from .speculate import Guesser
 from .vocabulary import Vocabulary
 
 MAX_PLACES = 256  # LLAMA_MAX_SEQ of llama-cparams.h
+# Prompts kept besides those in idle slots. In a unified cache they give way when cells are needed;
+# in a split one each costs a whole context's cells.
+CACHED_UNIFIED = 32
+CACHED_SPLIT = 2
 
 
 @dataclass
@@ -59,16 +63,18 @@ class LlamaCpp:
         plain = not (
             llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
         )
-        entries = min(self.options.cached_prompts, MAX_PLACES - request.slots) if plain else 0
-        cells = max(self.options.cells or self._context_size * request.slots, self._context_size)
         self._limit = max(self.options.batch, request.slots)
-        self._context = Context(
-            model,
-            Size(cells, request.slots + entries, self._limit, request.threads or cores()),
-            self.options,
-        )
+        size = self._size(request, plain)
+        self._context = Context(model, size, self.options)
         self._context.adapt(self.options.lora)
-        self._slots = Slots(self._context, limit=request.slots, cells=cells, entries=entries)
+        self._slots = Slots(
+            self._context,
+            limit=request.slots,
+            cells=size.cells,
+            entries=size.places - request.slots,
+            unified=size.unified,
+            share=plain and self.options.cached_prompts != 0,
+        )
         self._pace = Pace(self._limit)
         self._speculates = plain and self.options.speculate == "ngram"
         self._running: dict[int, Running] = {}
@@ -91,12 +97,28 @@ class LlamaCpp:
                 "trained_context": trained,
                 "vocabulary": self._vocabulary.size,
                 "threads": self._context.threads,
-                "kv_cells": cells,
+                "kv_cells": size.cells,
+                "kv_cache": "unified" if size.unified else "split",
                 "gpu": bool(llama_cpp.llama_supports_gpu_offload()),
                 "llama_cpp_python": llama_cpp.__version__,
             },
             capabilities=frozenset({"generate", "logprobs", "constrain"}),
         )
+
+    def _size(self, request: LoadRequest, plain: bool) -> Size:
+        """`plain`: the model's cache can be cut and shared by position."""
+        options, context = self.options, self._context_size
+        unified = options.kv_cache == "unified" or (
+            options.kv_cache == "auto" and options.cells > 0
+        )
+        asked = options.cached_prompts
+        if asked is None:
+            asked = CACHED_UNIFIED if unified else min(CACHED_SPLIT, request.slots)
+        places = request.slots + (min(asked, MAX_PLACES - request.slots) if plain else 0)
+        cells = context * (request.slots if unified else places)
+        if unified and options.cells:
+            cells = max(options.cells, context)
+        return Size(cells, places, self._limit, request.threads or cores(), unified)
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return self._vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)

@@ -26,12 +26,14 @@ class OutOfCells(Exception):
 
 @dataclass(frozen=True)
 class Size:
-    """`cells` of KV cache for at most `places` sequences; `batch` tokens in one step."""
+    """`cells` of KV cache for at most `places` sequences, each with its own part unless `unified`;
+    `batch` tokens in one step."""
 
     cells: int
     places: int
     batch: int
     threads: int
+    unified: bool
 
 
 class _Batch:
@@ -86,8 +88,7 @@ class Context:
         parameters.n_threads = size.threads
         parameters.n_threads_batch = size.threads
         parameters.no_perf = True
-        # One buffer for all: sequences can share cells, and a lone one can use them all.
-        parameters.kv_unified = True
+        parameters.kv_unified = self._unified = size.unified
         parameters.flash_attn_type = options.flash_attention_type
         parameters.type_k = options.cache_type(options.kv_type_k)
         parameters.type_v = options.cache_type(options.kv_type_v)
@@ -151,7 +152,12 @@ class Context:
         return [logits[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
-        llama_cpp.llama_memory_seq_cp(self._memory, source, target, start, end)
+        if self._unified:
+            llama_cpp.llama_memory_seq_cp(self._memory, source, target, start, end)
+        else:
+            # Between parts of a split cache the library copies all or nothing.
+            llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+            self.forget(target, end)
 
     def forget(self, place: int, start: int) -> None:
         llama_cpp.llama_memory_seq_rm(self._memory, place, start, -1)

@@ -6,8 +6,12 @@
                      an embedding model on a CPU
     ubatch           of those, tokens computed at once; default 512
     gpu_layers       layers to offload where llama.cpp was built for a GPU; -1 (default) is all
+    kv_cache         split: each sequence has cells of its own, which is faster for many long
+                     sequences; unified: all share one lot, which saves memory where they have the
+                     same beginning; auto (default) is split, or unified where cells is set
     cells            KV cells for all sequences together; 0 (default) is slots times context
-    cached_prompts   prompts that stay in the KV cache for others to share; default 32, 0 is none
+    cached_prompts   prompts that stay in the KV cache besides those of idle slots, for others to
+                     share; default 32 if unified, else 2; 0 switches sharing off
     kv_type_k, kv_type_v   f16 (default), f32, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl
     flash_attention  auto (default), on or off
     speculate        ngram (default): guess tokens that repeat the text, where it pays; or off

@@ -19,15 +19,18 @@ POOLING = ("none", "mean", "cls", "last", "rank")
 
 @dataclass(frozen=True)
 class Options:
-    """`batch`: tokens in one step at most; `ubatch`: of those computed at once. `cells`: KV cells
-    for all sequences together, 0 for slots times context. `cached_prompts`: prompts kept for
-    others to share, 0 for none. `lora`: adapter files with their scales."""
+    """`batch`: tokens in one step at most; `ubatch`: of those computed at once. `kv_cache`: auto,
+    split or unified; `cells`: KV cells for all sequences together, 0 for slots times context.
+    `cached_prompts`: room for prompts kept for others to share, besides that of the slots; None is
+    as many as fit the kind of cache, 0 switches sharing off. `lora`: adapter files with their
+    scales."""
 
     batch: int = 512
     ubatch: int = 512
     gpu_layers: int = -1
+    kv_cache: str = "auto"
     cells: int = 0
-    cached_prompts: int = 32
+    cached_prompts: int | None = None
     kv_type_k: str = "f16"
     kv_type_v: str = "f16"
     flash_attention: str = "auto"
@@ -83,6 +86,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "batch": _integer(32, 8192),
     "ubatch": _integer(32, 8192),
     "gpu_layers": _integer(-1, 10000),
+    "kv_cache": _one_of("auto", "split", "unified"),
     "cells": _integer(0, 1 << 26),
     "cached_prompts": _integer(0, 192),
     "kv_type_k": _one_of(*KV_TYPES),
@@ -102,6 +106,8 @@ def read(table: dict[str, Any]) -> Options:
             raise ValueError(f"unknown option {name!r}; there are {', '.join(sorted(known))}")
     options = Options(**{name: _CHECKS[name](name, value) for name, value in table.items()})
     quantized = options.kv_type_v not in ("f32", "f16", "bf16")
+    if options.cells and options.kv_cache == "split":
+        raise ValueError("option cells: only a unified kv_cache has a number of cells of its own")
     if quantized and options.flash_attention == "off":
         raise ValueError("option kv_type_v: a quantized V cache needs flash attention")
     return options

@@ -82,6 +82,10 @@ class PrefixCache:
             dropped.append(self.evict())
         return dropped
 
+    def drop(self, entry: Entry) -> None:
+        """Somebody goes on in its place."""
+        self._entries.remove(entry)
+
     def evict(self) -> Entry:
         """Drop the least recently used entry; there must be one."""
         self.evictions += 1

@@ -2,8 +2,13 @@
 
 Pure: decides, and tells a `Memory` what to copy and to forget. Running sequences' next tokens come
 first, then chunks of prompts; a prompt whose beginning is cached, or being read by another, does
-not read it again. When cells run out, cached prompts go first and then the youngest sequence is
-paused; it reads itself again later, so that nothing of it is lost.
+not read it again.
+
+The cache is one of two kinds (docs/decisions/0008). *Unified*: all places draw cells from one
+buffer and can share them; when they run out, cached prompts go first and then the youngest sequence
+is paused, and reads itself again later. *Split*: each place has cells enough for a whole context, a
+shared beginning is copied, and places that run should lie side by side, since llama.cpp computes
+each row of neighbours in one go.
 """
 
 from __future__ import annotations
@@ -21,6 +26,9 @@ from .prefix import Entry, PrefixCache, Tokens, common_prefix
 
 # A prompt waits for another that is reading the same beginning, if at least so much is saved.
 WORTH_WAITING = 16
+# A cached prompt of which a new one leaves at most so many tokens is its own past: the new one
+# goes on in its place.
+TAIL = 32
 # Cells that must be free beyond its own need before a paused sequence goes on.
 HEADROOM = 32
 
@@ -64,17 +72,30 @@ class Slot:
 
 
 class Slots:
-    """`limit` sequences at once, `cells` in the cache, at most `entries` cached prompts.
+    """`limit` sequences at once in a cache of `cells`, with room for `entries` prompts more.
 
-    `entries` 0 switches sharing off.
+    `share` False: no prompt is kept or shared.
     """
 
-    def __init__(self, memory: Memory, *, limit: int, cells: int, entries: int) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        *,
+        limit: int,
+        cells: int,
+        entries: int,
+        unified: bool = True,
+        share: bool = True,
+    ) -> None:
         self._memory = memory
+        self._unified = unified
+        self._share_prompts = share
         self._places = list(range(limit + entries))[::-1]
         self._arrivals = itertools.count()
         self.cells = Cells(cells)
-        self.cache = PrefixCache(entries)
+        # A split cache can keep a prompt wherever nothing runs.
+        kept = entries if unified else entries + limit
+        self.cache = PrefixCache(kept if share else 0)
         self.running: dict[int, Slot] = {}
         self.pauses = 0
         self.hit_tokens = 0
@@ -86,7 +107,7 @@ class Slots:
             tokens,
             next(self._arrivals),
             cache,
-            share and self.cache.limit > 0,
+            share and self._share_prompts,
             np.array(tokens, dtype=np.int32),
         )
         self.running[id] = slot
@@ -167,16 +188,46 @@ class Slots:
     def _place(self, slot: Slot) -> None:
         """A place for a new or paused sequence, and what others have read of its beginning."""
         if slot.place is None:
-            if slot.arrival and self._paused_before(slot):
-                return
-            if not self._placeable(slot):
-                return
-            if not self._places:
-                self._release(self.cache.evict().place)
-            slot.place = self._places.pop()
+            if self._unified:
+                if self._paused_before(slot) or not self._placeable(slot):
+                    return
+                if not self._places:
+                    self._release(self.cache.evict().place)
+                slot.place = self._places.pop()
+            else:
+                self._settle(slot)
             slot.paused = slot.matched = False
         if slot.share and slot.fed < len(slot.prompt) - 1:
             self._share(slot)
+
+    def _settle(self, slot: Slot) -> None:
+        """Finds a place in a split cache: that of its own past, or one beside the others."""
+        most = len(slot.prompt) - 1
+        found, length = self.cache.find(slot.prompt[:most], slot.cache) if slot.share else (None, 0)
+        others = len(self._places) + len(self.cache) - 1
+        if found is not None and (length >= len(found.tokens) - TAIL or not others):
+            self.cache.drop(found)
+            self._memory.forget(found.place, length)
+            self.cells.cut(found.place, length)
+            slot.place, slot.fed = found.place, length
+            slot.cached += length
+            return
+        holders: dict[int, Entry] = {
+            entry.place: entry for entry in self.cache if entry is not found or not others
+        }
+        taken = {other.place for other in self.running.values() if other.place is not None}
+        # Beside the others first; then an empty one; then the least recently used prompt's.
+        ages = {place: age for age, place in enumerate(holders, 1)}
+        place = min(
+            [*self._places, *holders],
+            key=lambda place: (_rows(taken | {place}), ages.get(place, 0), place),
+        )
+        if place in holders:
+            self.cache.drop(holders[place])
+            self.cache.evictions += 1
+            self._release(place)
+        self._places.remove(place)
+        slot.place = place
 
     def _paused_before(self, slot: Slot) -> bool:
         return any(
@@ -225,7 +276,10 @@ class Slots:
     def _copy(self, source: int, slot: Slot, length: int) -> None:
         assert slot.place is not None
         self._memory.copy(source, slot.place, slot.fed, length)
-        self.cells.share(source, slot.place, length)
+        if self._unified:
+            self.cells.share(source, slot.place, length)
+        else:
+            self.cells.grow(slot.place, length - slot.fed)
         slot.cached += length - slot.fed
         slot.fed = length
 
@@ -261,3 +315,8 @@ class Slots:
         self._memory.forget(place, 0)
         self.cells.cut(place, 0)
         self._places.append(place)
+
+
+def _rows(places: set[int]) -> int:
+    """How many rows of neighbours there are."""
+    return sum(place - 1 not in places for place in places)

@@ -37,9 +37,17 @@ class Recorder:
 class Box:
     """Steps the slots as the backend does; the 'model' answers with 1000, 1001, …"""
 
-    def __init__(self, *, limit: int = 4, cells: int = 400, entries: int = 8, batch: int = 64):
+    def __init__(
+        self,
+        *,
+        limit: int = 4,
+        cells: int = 400,
+        entries: int = 8,
+        batch: int = 64,
+        unified: bool = True,
+    ):
         self.memory = Recorder()
-        self.slots = Slots(self.memory, limit=limit, cells=cells, entries=entries)
+        self.slots = Slots(self.memory, limit=limit, cells=cells, entries=entries, unified=unified)
         self.batch = batch
         self.said: dict[int, int] = {}
         self.read = 0
@@ -82,8 +90,12 @@ class Box:
 PREFIX = list(range(100))
 
 
-def test_a_prompt_that_was_read_before_is_not_read_again() -> None:
-    box = Box()
+BOTH = pytest.mark.parametrize("unified", [True, False])
+
+
+@BOTH
+def test_a_prompt_that_was_read_before_is_not_read_again(unified: bool) -> None:
+    box = Box(unified=unified)
     box.add(1, PREFIX)
     box.finish(1)
     slot = box.add(2, PREFIX)
@@ -93,8 +105,9 @@ def test_a_prompt_that_was_read_before_is_not_read_again() -> None:
     assert box.read == len(PREFIX) + 1
 
 
-def test_only_the_common_beginning_is_shared() -> None:
-    box = Box()
+@BOTH
+def test_only_the_common_beginning_is_shared(unified: bool) -> None:
+    box = Box(unified=unified)
     box.add(1, PREFIX)
     box.finish(1)
     slot = box.add(2, [*PREFIX[:40], 7, 7, 7])
@@ -102,8 +115,9 @@ def test_only_the_common_beginning_is_shared() -> None:
     assert slot.cached == 40
 
 
-def test_prompts_that_come_together_read_their_common_beginning_once() -> None:
-    box = Box(cells=1000)
+@BOTH
+def test_prompts_that_come_together_read_their_common_beginning_once(unified: bool) -> None:
+    box = Box(cells=1000, unified=unified)
     for id in range(4):
         box.add(id, [*PREFIX, id, id])
     for id in range(4):
@@ -111,8 +125,9 @@ def test_prompts_that_come_together_read_their_common_beginning_once() -> None:
     assert box.read <= len(PREFIX) + 4 * 3
 
 
-def test_a_conversation_goes_on_where_its_answer_ended() -> None:
-    box = Box()
+@BOTH
+def test_a_conversation_goes_on_where_its_answer_ended(unified: bool) -> None:
+    box = Box(unified=unified)
     box.add(1, PREFIX)
     box.finish(1, tokens=20)
     slot = box.add(2, [*PREFIX, *range(1000, 1019), 5, 5])
@@ -120,8 +135,9 @@ def test_a_conversation_goes_on_where_its_answer_ended() -> None:
     assert slot.cached == len(PREFIX) + 19
 
 
-def test_caches_of_other_names_are_never_used() -> None:
-    box = Box()
+@BOTH
+def test_caches_of_other_names_are_never_used(unified: bool) -> None:
+    box = Box(unified=unified)
     box.add(1, PREFIX, cache="a")
     box.finish(1)
     other = box.add(2, PREFIX, cache="b")
@@ -191,6 +207,17 @@ def test_a_follower_whose_leader_leaves_reads_for_itself() -> None:
     assert follower.cached == 16
 
 
+def test_a_split_cache_keeps_running_places_side_by_side() -> None:
+    box = Box(unified=False, cells=8 * 200, limit=4, entries=2)
+    for id in range(3):
+        box.add(id, [id] * 30)
+    box.step()
+    box.slots.remove(1)
+    box.add(4, [4] * 30)
+    box.step()
+    assert {slot.place for slot in box.slots.running.values()} == {0, 1, 2}
+
+
 def test_wrong_guesses_are_forgotten() -> None:
     box = Box()
     slot = box.add(1, PREFIX)
@@ -209,12 +236,19 @@ def test_wrong_guesses_are_forgotten() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 1 << 30), st.integers(60, 300), st.integers(0, 6), st.integers(8, 64))
+@given(
+    st.integers(0, 1 << 30),
+    st.integers(60, 300),
+    st.integers(0, 6),
+    st.integers(8, 64),
+    st.booleans(),
+)
 def test_whatever_comes_every_sequence_gets_its_tokens_from_its_own_text(
-    seed: int, cells: int, entries: int, batch: int
+    seed: int, cells: int, entries: int, batch: int, unified: bool
 ) -> None:
     dice = random.Random(seed)
-    box = Box(limit=3, cells=cells, entries=entries, batch=batch)
+    cells = cells if unified else 60 * (3 + entries)
+    box = Box(limit=3, cells=cells, entries=entries, batch=batch, unified=unified)
     wanted: dict[int, int] = {}
     coming = iter(range(12))
     for _ in range(3000):
@@ -235,9 +269,7 @@ def test_whatever_comes_every_sequence_gets_its_tokens_from_its_own_text(
 
 def waiting(*lengths: int) -> list[Slot]:
     slots = Slots(Recorder(), limit=8, cells=10_000, entries=0)
-    return [
-        slots.add(id, [0] * length, cache="", share=False) for id, length in enumerate(lengths)
-    ]
+    return [slots.add(id, [0] * length, cache="", share=False) for id, length in enumerate(lengths)]
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
