@@ -142,6 +142,86 @@ async def test_choices_are_those_that_the_second_daemon_would_give(
     assert answer["usage"]["prompt_tokens"] == there["usage"]["prompt_tokens"]
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"sum": {"type": "integer"}},
+    "required": ["sum"],
+    "additionalProperties": False,
+}
+ADD = {"type": "function", "function": {"name": "add", "parameters": SCHEMA}}
+NAMED = {"type": "function", "function": {"name": "add"}}
+
+
+def shape(value: Any, *, about: bool = False) -> Any:
+    """An answer without what differs between two answers to the same question. `about`: equal to
+    what is near, since a prompt that is read anew and one from a cache give probabilities that
+    differ in the fourth digit."""
+    passing = {"created", "hxd", "model", "system_fingerprint", "prompt_tokens_details"}
+    match value:
+        case dict():
+            return {
+                name: "…" if name == "id" else shape(inner, about=about)
+                for name, inner in value.items()
+                if name not in passing
+            }
+        case list():
+            return [shape(inner, about=about) for inner in value]
+        case float() if about:
+            return pytest.approx(value, abs=0.05)
+    return value
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"logprobs": True},
+        {"logprobs": True, "top_logprobs": 3},
+        {"response_format": {"type": "json_object"}},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "sum", "schema": SCHEMA},
+            }
+        },
+        {"tools": [ADD], "tool_choice": "required"},
+        {"tools": [ADD], "tool_choice": NAMED, "parallel_tool_calls": False},
+        {"tools": [ADD], "tool_choice": "none"},
+        {"frequency_penalty": 0.5, "presence_penalty": 0.5, "repeat_penalty": 1.1, "top_k": 5},
+        {"logit_bias": {"70": 5}, "min_p": 0.1},
+    ],
+    ids=lambda settings: "-".join(settings) or "plain",
+)
+async def test_a_chat_is_answered_as_the_second_daemon_would(
+    front: Daemon, behind: Daemon, key: str, settings: dict[str, Any]
+) -> None:
+    asked = {"seed": 4, "max_tokens": 120 if "tools" in settings else 24, **settings}
+    status, answer, _ = await post(front.url + CHAT, chat("far-demo", "What is 2 + 3?", **asked))
+    assert status == 200, answer
+    there = await direct(behind, key, chat("hxd-demo", "What is 2 + 3?", **asked))
+    assert shape(answer) == shape(there, about=True)
+    (choice,) = answer["choices"]
+    assert bool(choice["logprobs"]) == ("logprobs" in settings)
+    assert ("tool_calls" in choice["message"]) == (
+        settings.get("tool_choice") in ("required", NAMED)
+    )
+    if "response_format" in settings and choice["finish_reason"] == "stop":
+        json.loads(choice["message"]["content"])
+
+
+@pytest.mark.parametrize("settings", [{"logprobs": 2}, {"logprobs": 0}, {"echo": True}])
+async def test_a_text_completion_is_answered_as_the_second_daemon_would(
+    front: Daemon, behind: Daemon, key: str, settings: dict[str, Any]
+) -> None:
+    asked = {"prompt": "Once upon", "seed": 4, "max_tokens": 8, **settings}
+    path = "/v1/completions"
+    status, answer, _ = await post(front.url + path, {"model": "far-demo", **asked})
+    assert status == 200, answer
+    headers = {"Authorization": f"Bearer {key}"}
+    _, there, _ = await post(behind.url + path, {"model": "hxd-demo", **asked}, headers=headers)
+    assert shape(answer) == shape(there, about=True)
+
+
 async def test_limits_and_stop_strings_hold(front: Daemon) -> None:
     _, answer, _ = await post(front.url + CHAT, chat("echo", "one two three", max_tokens=5))
     assert (texts(answer), answer["choices"][0]["finish_reason"]) == (["one t"], "length")
