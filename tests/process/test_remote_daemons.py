@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -337,6 +338,14 @@ async def test_operators_see_what_is_served_and_no_key(front: Daemon, key: str) 
     assert "does not list the model 'gone'" in details["far-gone"]["server at start"]
     assert "is not accepted" in details["locked-out"]["server at start"]
     assert key not in json.dumps(body)
+
+
+async def test_a_variable_reaches_the_workers_of_the_model_that_names_it(front: Daemon) -> None:
+    _, body = await get(front.url + "/admin/v1/replicas")
+    seen = {
+        row["model"]: {RIGHT, WRONG} & psutil.Process(row["pid"]).environ().keys() for row in body
+    }
+    assert (seen["far/echo"], seen["locked-out"], seen["down"]) == ({RIGHT}, {WRONG}, set())
 
 
 async def test_a_second_daemon_that_dies_in_mid_answer_ends_the_stream_with_an_error(
