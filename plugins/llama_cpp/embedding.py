@@ -8,6 +8,8 @@ token reads a batch in pieces, and so needs memory for a piece only.
 from __future__ import annotations
 
 import ctypes
+import re
+import unicodedata
 from itertools import chain
 from typing import Any
 
@@ -36,6 +38,7 @@ POOLING = {
     "last": llama_cpp.LLAMA_POOLING_TYPE_LAST,
     "rank": llama_cpp.LLAMA_POOLING_TYPE_RANK,
 }
+_SYLLABLES = re.compile("[\uac00-\ud7a3]+")
 _NAMES = {number: name for name, number in POOLING.items()}
 # Their headers look like an encoder's, and what they make are not embeddings.
 OTHERS = {
@@ -68,7 +71,9 @@ class LlamaCppEmbedder:
         trained = llama_cpp.llama_model_n_ctx_train(model)
         length = min(request.context, trained) if trained > 0 else request.context
         self._vocabulary = Vocabulary(model)
-        self._pairs = Pairs(model, self._vocabulary)
+        # llama.cpp's WordPiece takes a Korean syllable for its first letter alone.
+        self._spells_syllables = self._drops_letters()
+        self._pairs = Pairs(model, self._vocabulary.special_tokens, self.tokenize)
         self._new_context(pooling, length, causal=causal, threads=request.threads or cores())
         used = int(llama_cpp.llama_pooling_type(self._context))
         self._ranks = used == llama_cpp.LLAMA_POOLING_TYPE_RANK
@@ -138,7 +143,17 @@ class LlamaCppEmbedder:
         encodes = not self._memory or llama_cpp.llama_model_has_encoder(self._model)
         self._compute = llama_cpp.llama_encode if encodes else llama_cpp.llama_decode
 
+    def _drops_letters(self) -> bool:
+        first, whole = "\u1100", "\uac00"
+        tokens = [
+            self._vocabulary.tokenize(text, add_special=False, parse_special=False)
+            for text in (first, whole)
+        ]
+        return tokens[0] == tokens[1]
+
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        if self._spells_syllables:
+            text = _SYLLABLES.sub(lambda match: unicodedata.normalize("NFD", match[0]), text)
         return self._vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:

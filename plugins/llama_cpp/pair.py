@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from typing import Protocol
 
 import llama_cpp
 
 from . import native
-from .vocabulary import Vocabulary
 
 _PLACEHOLDER = re.compile(r"\{(query|document)\}")
+
+
+class Tokenize(Protocol):
+    def __call__(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
 
 
 class Pairs:
     """By the file's own template for reranking where it has one; else as BERT has it: start,
     query, end, perhaps a separator, document, end."""
 
-    def __init__(self, model: int, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, model: int, special: Collection[str], tokenize: Tokenize) -> None:
+        """`special`: how control tokens are spelled."""
+        self._special = special
+        self._tokenize = tokenize
         template = native.template(model, "rerank")
         # Texts at even places, the names of what goes between them at odd ones.
         self._template = None if template is None else _PLACEHOLDER.split(template)
@@ -37,7 +44,7 @@ class Pairs:
         return [*self._start, *first, *self._end, *self._separator, *second, *self._end]
 
     def _plain(self, text: str) -> list[int]:
-        return self._vocabulary.tokenize(text, add_special=False, parse_special=False)
+        return self._tokenize(text, add_special=False, parse_special=False)
 
     def _from_template(self, template: list[str], texts: dict[str, str]) -> list[int]:
         """One text where it can be, since tokens may reach across its joints. A text that spells
@@ -55,10 +62,10 @@ class Pairs:
         return tokens + self._parsed(joined)
 
     def _parsed(self, text: str) -> list[int]:
-        return self._vocabulary.tokenize(text, add_special=False, parse_special=True)
+        return self._tokenize(text, add_special=False, parse_special=True)
 
     def _spells(self, text: str) -> bool:
-        return any(spelling in text for spelling in self._vocabulary.special_tokens)
+        return any(spelling in text for spelling in self._special)
 
 
 def _marks(wanted: bool, token: int) -> list[int]:

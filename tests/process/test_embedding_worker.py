@@ -248,6 +248,13 @@ async def test_text_to_tokens_and_back(minilm: Worker) -> None:
     assert text.text.split() == ["hello", ",", "world", "!"]
 
 
+async def test_a_korean_syllable_keeps_all_its_letters(minilm: Worker) -> None:
+    # Ids by the WordPiece tokenizer that the model was trained with.
+    [tokens, _] = await minilm.ask(wire.Tokenize(next(_ids), "한국어 문장"))
+    assert tokens.tokens == [1469, 30006, 30021, 29991, 30014, 30020, 29999, 30008,
+                             1459, 30014, 30021, 30000, 30006, 30025]  # fmt: skip
+
+
 async def test_a_reranker_gives_the_score_of_its_own_head(tmp_path: Path) -> None:
     head = Head()
     write_reranker(tmp_path / "reranker.gguf", head)
