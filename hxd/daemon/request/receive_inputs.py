@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sized
 from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
@@ -105,12 +106,12 @@ def inputs(request: EmbeddingsRequest) -> list[Input]:
     if not given:
         raise CallerError("input: must not be empty", param="input")
     if isinstance(given[0], int):
+        _count(given, "input")
         tokens = [item for item in given if isinstance(item, int)]
         if len(tokens) < len(given):
             raise CallerError(
                 "input: a list that begins with a token id must hold nothing else", param="input"
             )
-        _count(tokens, "input")
         return [tokens]
     if len(given) > MAX_INPUTS:
         raise CallerError(
@@ -129,7 +130,7 @@ def _one(item: int | str | list[int] | Entry, where: str) -> Input:
     return item
 
 
-def _count(tokens: list[int], where: str) -> None:
+def _count(tokens: Sized, where: str) -> None:
     if not tokens:
         raise CallerError(f"{where}: must not be empty", param="input")
     if len(tokens) > MAX_TOKENS:

@@ -6,7 +6,9 @@ keeps them from flooding a worker.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -20,12 +22,17 @@ from hxd.daemon.request.inquiry import C, Inquiry
 from hxd.errors import BackendError
 
 AT_ONCE = 16  # in one worker; each is some milliseconds of one thread
+TOKENS_PER_BYTE = 8  # NFKC makes 18 letters of the 3 bytes of U+FDFA
+MARKS = 64  # the model's own at either end
+LONGEST_PIECE = 1024  # characters; tokens of a hundred spaces and more exist
+TURN_TOKENS = 1 << 11
 
 
 class Tokens:
-    """Takes token ids and their pieces, over any number of frames."""
+    """Takes token ids and their pieces, over any number of frames; at most `limit` of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self.tokens: list[int] = []
         self.pieces: list[bytes] = []
 
@@ -34,24 +41,36 @@ class Tokens:
             raise BackendError(f"the worker answered with {type(frame).__name__}")
         self.tokens += frame.tokens
         self.pieces += frame.pieces
+        if len(self.tokens) > self._limit or len(self.tokens) != len(self.pieces):
+            raise BackendError("the worker's tokens do not fit the text")
 
-    def with_pieces(self) -> list[dict[str, Any]]:
-        """A piece that is no whole number of characters is a list of its bytes."""
-        return [
-            {"id": token, "piece": _text(piece)}
-            for token, piece in zip(self.tokens, self.pieces, strict=True)
-        ]
+    def parts(self, *, with_pieces: bool) -> Iterator[bytes]:
+        """The answer in parts, each rendered in about a millisecond. A piece that is no whole
+        number of characters is a list of its bytes."""
+        yield b'{"tokens":['
+        for start in range(0, len(self.tokens), TURN_TOKENS):
+            turn = slice(start, start + TURN_TOKENS)
+            some: list[Any] = self.tokens[turn]
+            if with_pieces:
+                pieces = map(_text, self.pieces[turn])
+                some = [{"id": id, "piece": text} for id, text in zip(some, pieces, strict=True)]
+            yield b"," * (start > 0) + reply.json_bytes(some)[1:-1]
+        yield b"]}"
 
 
 class Text:
-    """Takes text, over any number of frames."""
+    """Takes text, over any number of frames; at most `limit` characters."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._room = limit
         self.parts: list[str] = []
 
     def add(self, frame: wire.Delta | wire.Vectors | wire.Tokens) -> None:
         if not isinstance(frame, wire.Delta):
             raise BackendError(f"the worker answered with {type(frame).__name__}")
+        self._room -= len(frame.text)
+        if self._room < 0:
+            raise BackendError("the worker's text does not fit the tokens")
         self.parts.append(frame.text)
 
 
@@ -70,9 +89,13 @@ class Tokenization:
         def frame(id: int) -> wire.Request:
             return wire.Tokenize(id, text, asked.add_special, asked.parse_special)
 
-        found, headers = await self._ask(request, asked.model, frame, Tokens)
-        body = {"tokens": found.with_pieces() if asked.with_pieces else found.tokens}
-        return _json(body, headers)
+        collector = partial(Tokens, len(text.encode()) * TOKENS_PER_BYTE + MARKS)
+        found, headers = await self._ask(request, asked.model, frame, collector)
+        parts = []
+        for part in found.parts(with_pieces=asked.with_pieces):
+            parts.append(part)
+            await asyncio.sleep(0)
+        return _json(b"".join(parts), headers)
 
     async def detokenize(self, request: web.Request) -> web.StreamResponse:
         asked = receive_inputs.parse_detokenize(await transfer.read(request, self._limits))
@@ -80,8 +103,9 @@ class Tokenization:
         def frame(id: int) -> wire.Request:
             return wire.Detokenize(id, asked.tokens)
 
-        found, headers = await self._ask(request, asked.model, frame, Text)
-        return _json({"content": "".join(found.parts)}, headers)
+        collector = partial(Text, len(asked.tokens) * LONGEST_PIECE)
+        found, headers = await self._ask(request, asked.model, frame, collector)
+        return _json(reply.json_bytes({"content": "".join(found.parts)}), headers)
 
     async def _ask(
         self,
@@ -99,10 +123,8 @@ class Tokenization:
         return answer.found, {**served.headers(), "x-hxd-replica": answer.replica.id}
 
 
-def _json(body: Any, headers: dict[str, str]) -> web.Response:
-    return web.Response(
-        body=reply.json_bytes(body), content_type="application/json", headers=headers
-    )
+def _json(body: bytes, headers: dict[str, str]) -> web.Response:
+    return web.Response(body=body, content_type="application/json", headers=headers)
 
 
 def _text(piece: bytes) -> str | list[int]:
