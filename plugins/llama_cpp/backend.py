@@ -198,8 +198,9 @@ class LlamaCpp:
         decoding = sum(
             chunk.count == 1 + len(chunk.slot.guess) and chunk.complete for chunk in chunks
         )
-        tokens = sum(chunk.count for chunk in chunks)
-        self._pace.observe(decoding, tokens - decoding, seconds)
+        guessed = sum(len(chunk.slot.guess) for chunk in chunks)
+        reading = sum(chunk.count for chunk in chunks) - decoding - guessed
+        self._pace.observe(decoding, reading, guessed, seconds)
         advances = []
         for chunk, logits in zip(chunks, rows, strict=True):
             advance = self._advance(chunk, logits)
@@ -210,7 +211,7 @@ class LlamaCpp:
     def _guess(self) -> None:
         """Proposes tokens for the running sequences where reading them along is cheap."""
         talking = [run for run in self._running.values() if run.slot.pending == 1]
-        base, cost = self._pace.base(len(talking)), self._pace.cost
+        base, cost = self._pace.base(len(talking)), self._pace.guess
         for run in talking:
             run.slot.guess = []
             if run.guesser is not None and base and cost:
@@ -322,7 +323,7 @@ class LlamaCpp:
             "sequences_paused": slots.pauses,
             "speculated_tokens": self._speculated,
             "speculated_tokens_accepted": self._accepted,
-            "prefill_chunk": self._pace.budget(len(slots.running)),
+            "prefill_chunk": self._pace.budget(len(slots.running), 1),
             "step_seconds": self._pace.step_seconds,
         }
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .slots import Slot
 
-# The oldest prompt gets at least one part in so many, however short the others are.
-OLDEST_SHARE = 4
+# Every so many turns the oldest prompt comes first, however short the others are.
+OLDEST_TURN = 4
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,22 @@ class Chunk:
     complete: bool
 
 
-def divide(prompts: Sequence[Slot], budget: int) -> list[tuple[Slot, int]]:
+def divide(prompts: Sequence[Slot], budget: int, turn: int) -> list[tuple[Slot, int]]:
     """Tokens for each of `prompts`, which are in order of arrival; `budget` together.
 
     The one with the least left comes first, which is best for the time to the first token on
-    average; a share for the oldest keeps a long one from waiting for ever.
+    average; a turn for the oldest now and then keeps a long one from waiting for ever. One by one,
+    and not a little for each: in a split cache each sequence's part of a batch is computed by
+    itself.
     """
-    if not prompts or budget <= 0:
-        return []
-    oldest = prompts[0]
-    given = {oldest.id: min(oldest.pending, max(1, budget // OLDEST_SHARE))}
-    budget -= given[oldest.id]
-    for slot in sorted(prompts, key=lambda slot: slot.pending):
-        count = min(slot.pending - given.get(slot.id, 0), budget)
+    order = sorted(prompts, key=lambda slot: slot.pending)
+    if prompts and turn % OLDEST_TURN == 0:
+        order.remove(prompts[0])
+        order.insert(0, prompts[0])
+    given = []
+    for slot in order:
+        count = min(slot.pending, budget)
         if count > 0:
-            given[slot.id] = given.get(slot.id, 0) + count
+            given.append((slot, count))
             budget -= count
-    return [(slot, given[slot.id]) for slot in prompts if given.get(slot.id)]
+    return given

@@ -31,6 +31,8 @@ from hxd import gguf
 from hxd.hookspecs import Backend, Description, Embedder, hookimpl
 from hxd.pooling import embeds
 
+SPIN = "10000"
+
 
 @hookimpl
 def hxd_describe() -> Description:

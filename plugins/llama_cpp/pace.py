@@ -8,7 +8,7 @@ from __future__ import annotations
 
 # A mixed step may last so many pure decode steps. The bound that must hold is 4; the measured
 # times scatter.
-STRETCH = 2.5
+STRETCH = 3.0
 # Without running sequences a step may last so long (s): cancels and new requests wait for it.
 LONGEST = 0.4
 LEAST = 8
@@ -24,17 +24,19 @@ class Pace:
         self.step_seconds = 0.0
         self._base: dict[int, float] = {}
         self._cost: float | None = None
+        self._guess: float | None = None
 
-    def budget(self, decoding: int) -> int:
-        """Prompt tokens for the next step, when `decoding` sequences run."""
+    def budget(self, decoding: int, waiting: int) -> int:
+        """Prompt tokens for the next step, when `decoding` sequences run and `waiting` prompts are
+        to be read."""
         if self._cost is None:
             return min(FIRST, self.limit)
         room = LONGEST
         if decoding:
-            base = self.base(decoding)
-            # A lone sequence of a small model decodes in less than the time that a prompt token
-            # is worth measuring; steps shorter than that are not felt as gaps.
-            room = (STRETCH - 1) * base if base is not None else LEAST * self._cost
+            # What counts as a step is one with all who are here: that is the pace that the running
+            # ones will have as soon as the others have been read.
+            base = self.base(decoding + waiting) or LEAST * self._cost
+            room = STRETCH * base - (self.base(decoding) or 0.0)
         return max(LEAST, min(self.limit, int(room / self._cost)))
 
     def base(self, decoding: int) -> float | None:
@@ -42,17 +44,25 @@ class Pace:
         if not self._base:
             return None
         nearest = min(self._base, key=lambda known: abs(known - decoding))
-        return self._base[nearest]
+        # More sequences cost at least what their tokens cost in a prompt.
+        more = max(0, decoding - nearest) * (self._cost or 0.0) / 2
+        return self._base[nearest] + more
 
     @property
-    def cost(self) -> float | None:
-        """Seconds that one more prompt token adds to a step."""
-        return self._cost
+    def guess(self) -> float | None:
+        """Seconds that one guessed token adds to a step; its logits are wanted, other than a prompt
+        token's."""
+        return self._guess or self._cost
 
-    def observe(self, decoding: int, reading: int, seconds: float) -> None:
-        """A step of `decoding` sequences and `reading` prompt tokens took `seconds`."""
+    def observe(self, decoding: int, reading: int, guessed: int, seconds: float) -> None:
+        """A step of `decoding` sequences, `reading` prompt tokens and `guessed` ones took
+        `seconds`."""
         self.step_seconds = _blend(self.step_seconds or None, seconds)
-        if not reading:
+        if guessed:
+            base = self.base(decoding)
+            if base is not None and not reading and seconds > base:
+                self._guess = _blend(self._guess, (seconds - base) / guessed)
+        elif not reading:
             self._base[decoding] = _blend(self._base.get(decoding), seconds)
         elif not decoding or self._base:
             base = (self.base(decoding) or 0.0) if decoding else 0.0

@@ -25,10 +25,12 @@ from .cells import Cells
 from .prefix import Entry, PrefixCache, Tokens, common_prefix
 
 # A prompt waits for another that is reading the same beginning, if at least so much is saved.
-WORTH_WAITING = 16
+WORTH_WAITING = 32
 # A cached prompt of which a new one leaves at most so many tokens is its own past: the new one
 # goes on in its place.
 TAIL = 32
+# Between the parts of a split cache a copy moves a whole part; fewer tokens are read sooner.
+WORTH_COPYING = 32
 # Cells that must be free beyond its own need before a paused sequence goes on.
 HEADROOM = 32
 
@@ -89,9 +91,11 @@ class Slots:
     ) -> None:
         self._memory = memory
         self._unified = unified
+        self._least = 1 if unified else WORTH_COPYING
         self._share_prompts = share
         self._places = list(range(limit + entries))[::-1]
         self._arrivals = itertools.count()
+        self._turn = 0
         self.cells = Cells(cells)
         # A split cache can keep a prompt wherever nothing runs.
         kept = entries if unified else entries + limit
@@ -128,9 +132,10 @@ class Slots:
         for dropped in self.cache.keep(Entry(slot.place, read, slot.cache)):
             self._release(dropped.place)
 
-    def plan(self, reading: Callable[[int], int], limit: int) -> list[Chunk]:
+    def plan(self, reading: Callable[[int, int], int], limit: int) -> list[Chunk]:
         """What the next step reads, `limit` tokens at most; `reading` gives the prompt tokens that
-        fit beside so many running sequences. Empty only when nothing runs."""
+        fit beside so many running sequences when so many prompts wait. Empty only when nothing
+        runs."""
         order = sorted(self.running.values(), key=lambda slot: slot.arrival)
         for slot in order:
             self._place(slot)
@@ -149,11 +154,16 @@ class Slots:
             for slot in order
             if slot.place is not None and slot.pending > 1 and not self._waits(slot)
         ]
-        budget = min(spare, reading(len(chunks)))
-        for slot, count in divide(prompts, budget):
+        budget = min(spare, reading(len(chunks), len(prompts)))
+        self._turn += bool(prompts)
+        for slot, count in divide(prompts, budget, self._turn):
             if slot.place is not None and (count := self._room(count, slot)):
                 chunks.append(self._take(slot, count))
-        return [chunk for chunk in chunks if chunk.slot.place == chunk.place]
+        # llama.cpp takes neighbours into one computation only where they follow in this order.
+        return sorted(
+            (chunk for chunk in chunks if chunk.slot.place == chunk.place),
+            key=lambda chunk: chunk.place,
+        )
 
     def read(self, chunk: Chunk) -> None:
         """The step with `chunk` is done."""
@@ -249,7 +259,7 @@ class Slots:
         if not slot.matched:
             slot.matched = True
             entry, length = self.cache.find(slot.prompt[:most], slot.cache)
-            if entry is not None and length > slot.fed:
+            if entry is not None and length - slot.fed >= self._least:
                 self._copy(entry.place, slot, length)
             slot.leader, slot.leading = self._leader(slot, most)
         leader = slot.leader
@@ -258,7 +268,7 @@ class Slots:
         ready = min(leader.fed, slot.leading)
         if leader.place is not None and slot.leading - ready >= WORTH_WAITING:
             return
-        if leader.place is not None and ready > slot.fed:
+        if leader.place is not None and ready - slot.fed >= self._least:
             self._copy(leader.place, slot, ready)
         slot.leader = None
 
@@ -269,7 +279,8 @@ class Slots:
             if other.arrival < slot.arrival and other.share and other.cache == slot.cache:
                 shared = common_prefix(other.prompt, slot.prompt[:most])
                 ready = min(shared, other.fed)
-                if shared > length and (ready > slot.fed or shared - slot.fed >= WORTH_WAITING):
+                worth = ready - slot.fed >= self._least or shared - slot.fed >= WORTH_WAITING
+                if shared > length and worth:
                     best, length = other, shared
         return best, length
 

@@ -29,15 +29,26 @@ class Guesser:
         """Up to `room` tokens that may follow `tokens`. `price`: what reading one more token costs,
         as a share of what a right one saves."""
         self._index(tokens)
-        if self._hope < price * MARGIN:
-            self._silent += 1
-            if self._silent < RETRY:
-                return []
-            self._silent = 0
         at = self._places.get(tuple(tokens[-NGRAM:]))
-        if at is None or room <= 0:
+        length = min(self._length(price * MARGIN), room)
+        if at is None or length <= 0:
             return []
-        return tokens[at : at + min(room, LONGEST)]
+        # A repetition that reaches to the end goes on with itself.
+        period = len(tokens) - at
+        return [tokens[at + i % period] for i in range(length)]
+
+    def _length(self, least: float) -> int:
+        """So many tokens that the last one is still right with a probability over `least`."""
+        if self._hope > least:
+            length = 1
+            while length < LONGEST and self._hope ** (length + 1) > least:
+                length += 1
+            return length
+        self._silent += 1
+        if self._silent < RETRY:
+            return 0
+        self._silent = 0
+        return 1
 
     def learn(self, guessed: int, right: int) -> None:
         """Of `guessed` tokens the first `right` were drawn."""

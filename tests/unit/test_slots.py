@@ -58,7 +58,7 @@ class Box:
 
     def step(self) -> list[int]:
         """Ids that drew a token."""
-        chunks = self.slots.plan(lambda decoding: self.batch, self.batch)
+        chunks = self.slots.plan(lambda decoding, waiting: self.batch, self.batch)
         assert bool(chunks) == bool(self.slots.running)
         assert sum(chunk.count for chunk in chunks) <= self.batch
         spoke = []
@@ -201,10 +201,11 @@ def test_a_follower_whose_leader_leaves_reads_for_itself() -> None:
     box.add(1, PREFIX)
     follower = box.add(2, [*PREFIX, 3])
     box.step()
+    box.step()
     assert follower.fed == 0
     box.slots.remove(1)
     box.finish(2)
-    assert follower.cached == 16
+    assert follower.cached == 32
 
 
 def test_a_split_cache_keeps_running_places_side_by_side() -> None:
@@ -224,7 +225,7 @@ def test_wrong_guesses_are_forgotten() -> None:
     box.step()
     box.step()
     slot.guess = [1, 2, 3]
-    (chunk,) = box.slots.plan(lambda decoding: 0, box.batch)
+    (chunk,) = box.slots.plan(lambda decoding, waiting: 0, box.batch)
     assert chunk.count == 4
     box.memory.write(chunk.place, chunk.start, [slot.tokens[-1], 1, 2, 3])
     box.slots.read(chunk)
@@ -273,18 +274,20 @@ def waiting(*lengths: int) -> list[Slot]:
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
-    shares = {slot.id: count for slot, count in divide(waiting(4000, 30), 64)}
+    shares = {slot.id: count for slot, count in divide(waiting(4000, 30), 64, turn=1)}
     assert shares == {0: 34, 1: 30}
 
 
-def test_the_oldest_prompt_is_never_left_out() -> None:
-    shares = {slot.id: count for slot, count in divide(waiting(4000, 100, 100), 64)}
-    assert shares == {0: 16, 1: 48}
+def test_the_oldest_prompt_has_its_turn() -> None:
+    turns = [divide(waiting(4000, 100, 100), 64, turn=turn)[0][0].id for turn in range(8)]
+    assert turns.count(0) == 2
 
 
-@given(st.lists(st.integers(2, 500), min_size=1, max_size=8), st.integers(1, 128))
-def test_the_whole_budget_is_used_and_not_more(lengths: list[int], budget: int) -> None:
-    given = divide(waiting(*lengths), budget)
+@given(
+    st.lists(st.integers(2, 500), min_size=1, max_size=8), st.integers(1, 128), st.integers(0, 9)
+)
+def test_the_whole_budget_is_used_and_not_more(lengths: list[int], budget: int, turn: int) -> None:
+    given = divide(waiting(*lengths), budget, turn)
     assert sum(count for _, count in given) == min(budget, sum(lengths))
     assert all(0 < count <= slot.pending for slot, count in given)
 
