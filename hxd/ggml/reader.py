@@ -240,7 +240,8 @@ def _check(layout: Layout, hyper: dict[str, int]) -> None:
     if heads % hyper.get("kv_heads", heads):
         raise ModelFileError(f"{heads} heads can't share {hyper['kv_heads']}")
     head = width // heads
-    rotated = hyper.get("rotated", 2)
+    # Falcon's header does not say it: whole heads are rotated, and halves of them together.
+    rotated = hyper.get("rotated", head if "kind" in hyper else 2)
     if rotated % 2 or rotated > head or ("llama" in layout.families and rotated != head):
         raise ModelFileError(f"{rotated} of the {head} values of a head are said to be rotated")
     if max(vocab, 4 * width, hyper.get("context", 1) * layers) * width > MAX_ELEMENTS:

@@ -77,6 +77,7 @@ class CTransformers:
             special_tokens=self._vocabulary.special_tokens,
             bos=self._vocabulary.bos,
             eos=self._vocabulary.eos,
+            infill=self._vocabulary.infill,
             details={
                 "architecture": header.family,
                 "bytes": header.size,

@@ -44,7 +44,7 @@ def read(path: Path) -> tuple[ggml.Header, Words, str | None]:
     width = _number(metadata, "llama.embedding_length")
     heads = _number(metadata, "llama.attention.head_count")
     kv_heads = _number(metadata, "llama.attention.head_count_kv", heads)
-    if heads < 2 or width % heads or heads % kv_heads:
+    if heads < 2 or width % (2 * heads) or heads % kv_heads:
         raise ModelFileError(f"{heads} heads of {width} values that share {kv_heads}")
     header = ggml.Header(
         family="llama",
@@ -118,11 +118,15 @@ def _words(metadata: dict[str, Any]) -> Words:
 
     def id_of(name: str) -> int | None:
         id = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        return id if isinstance(id, int) and 0 <= id < len(words) else None
+        if id is not None and (type(id) is not int or not 0 <= id < len(words)):
+            raise ModelFileError(f"the {name} token {id!r} is none of the {len(words)} words")
+        return id
 
     def spelling(id: int | None) -> str:
         return "" if id is None else words[id].decode("utf-8", "replace")
 
+    for name in ("separator", "padding"):
+        id_of(name)
     bos, eos = id_of("bos"), id_of("eos")
     control = {spelling(id): id for id, kind in enumerate(kinds) if kind == _CONTROL}
     control.pop("", None)

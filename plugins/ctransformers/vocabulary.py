@@ -63,6 +63,16 @@ class Vocabulary:
             digest.update(len(text).to_bytes(4, "big") + text)
         self.digest = digest.hexdigest()
 
+    @property
+    def infill(self) -> tuple[int, int, int] | None:
+        """Ids of StarCoder's tokens before a prefix, a suffix and what goes between them."""
+        for spelling in ("<fim_{}>", "<fim-{}>"):
+            names = [spelling.format(part) for part in ("prefix", "suffix", "middle")]
+            if all(name in self.special_tokens for name in names):
+                before, behind, middle = (self.special_tokens[name] for name in names)
+                return before, behind, middle
+        return None
+
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         tokens = list(self._words.start) if add_special else []
         whole = self._parsed if parse_special else self._fixed

@@ -194,6 +194,14 @@ async def test_no_text_that_a_user_can_send_ends_the_worker(tmp_path: Path, fami
         assert len(await generate(worker)) == 30
 
 
+async def test_starcoder_fills_in(tmp_path: Path) -> None:
+    file = legacy.write(tmp_path / "m.bin", "starcoder")
+    async with loaded(file, family="starcoder") as (worker, _):
+        _, _, done = await rest(ask(worker, text="ab", suffix="c")[1])
+        # Three characters and three control tokens.
+        assert (done.finish, done.prompt_tokens) == ("length", 6)
+
+
 async def test_sequences_queue_in_order_and_a_cancelled_one_makes_room(tmp_path: Path) -> None:
     file = legacy.write(tmp_path / "m.bin", "gpt2", context=8192)
     async with loaded(file, context=8192, family="gpt2") as (worker, _):
@@ -275,6 +283,7 @@ async def test_a_gguf_model_says_what_it_says_in_the_other_engine(text: str) -> 
     [
         (b"\5\0\0\0\0\0\0\0llama\x0c", b"\5\0\0\0\0\0\0\0mamba\x0c", "llama_cpp serves the others"),
         (b"tokenizer.ggml.scores", b"tokenizer.ggml.xcores", "incomplete"),
+        (b"eos_token_id\x04\0\0\0\4\1", b"eos_token_id\x04\0\0\0\4\x81", "the eos token 33028"),
         (b"llama.attention.head_count\x04\0\0\0\4", b"llama.attention.head_count\x04\0\0\0\1",
          "1 heads of 256 values"),
     ],

@@ -159,6 +159,7 @@ def test_the_output_layer_may_be_that_of_the_embedding(tmp_path: Path) -> None:
         (put(legacy.content("falcon"), 28, 40), "is no tensor of falcon"),
         (put(legacy.content("falcon"), 28, 13), "no Falcon is of kind 13"),
         (put(legacy.content("falcon"), 20, 3), "4 heads can't share 3"),
+        (legacy.content("falcon", width=12), "3 of the 3 values"),
         (legacy.content("mpt").replace("é".encode(), b"\xff\xff"), "is not UTF-8"),
     ],
 )
