@@ -247,6 +247,25 @@ async def test_a_client_that_leaves_gives_its_place_back(daemon: Daemon) -> None
     await replicas(daemon, lambda rows: rows[0]["running"] == 0)
 
 
+async def test_64_calls_run_at_once_and_what_finds_no_place_is_a_429(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    models = MODEL.format(replicas=1) + "queue = 0\n"
+    config = write_config(tmp_path_factory.mktemp("full"), models)
+    texts = [f"a sentence with the number {i}" for i in range(200)]
+    async with running(config) as daemon:
+        calls = [asyncio.create_task(embed(daemon, texts)) for _ in range(64)]
+        await replicas(daemon, lambda rows: rows[0]["running"] == 64)
+        status, answer, headers = await embed(daemon, "x")
+        assert (status, answer["error"]["code"]) == (429, "queue_full")
+        assert int(headers["Retry-After"]) >= 1
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await replicas(daemon, lambda rows: rows[0]["running"] == 0)
+        assert len(await vectors(daemon, "x")) == 1
+
+
 async def test_a_call_whose_worker_is_killed_is_answered_by_another(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -246,6 +246,8 @@ async def test_text_to_tokens_and_back(minilm: Worker) -> None:
     assert done.prompt_tokens == 6
     text, _ = await minilm.ask(wire.Detokenize(next(_ids), tokens.tokens[1:-1]))
     assert text.text.split() == ["hello", ",", "world", "!"]
+    [failed] = await minilm.ask(wire.Detokenize(next(_ids), [101, 30_522]))
+    assert (failed.fault, "token 30522" in failed.message) == ("caller", True)
 
 
 async def test_a_korean_syllable_keeps_all_its_letters(minilm: Worker) -> None:
