@@ -44,8 +44,8 @@ def vocabulary(family: str) -> list[bytes]:
 
 
 def write(path: Path, family: str, *, seed: int = 1, **sizes: int) -> Path:
-    """A file of `family`; `sizes` replace those of `SIZES`. Weights are f32, or f16 with
-    `ftype=1`."""
+    """A file of `family`; `sizes` replace those of `SIZES`. Weights are f32, f16 with `ftype=1`,
+    or q8_0 with `ftype=2007` (7 for Llama and Falcon)."""
     path.write_bytes(content(family, seed=seed, **sizes))
     return path
 
@@ -115,12 +115,28 @@ def weights(random: np.random.Generator, name: str, shape: list[int]) -> NDArray
 
 
 def tensor(name: str, values: NDArray[np.float32], ftype: int, at: int, layout: Layout) -> bytes:
-    half = ftype == 1 and values.ndim == 2 and name not in layout.full
+    whole = values.ndim == 1 or name in layout.full
+    kind, data = STORED[0 if whole else ftype % 1000](values)
     shape = values.shape[::-1]
-    head = struct.pack(f"<iii{len(shape)}i", len(shape), len(name), int(half), *shape)
-    head += name.encode()
+    head = struct.pack(f"<iii{len(shape)}i", len(shape), len(name), kind, *shape) + name.encode()
     padding = b"\0" * (-(at + len(head)) % 32) if layout.aligned else b""
-    return head + padding + (values.astype(np.float16) if half else values).tobytes()
+    return head + padding + data
+
+
+def q8_0(values: NDArray[np.float32]) -> bytes:
+    """Blocks of 32 values: their scale as float16, and each as a signed byte."""
+    blocks = values.reshape(-1, 32)
+    scales = np.abs(blocks).max(axis=1, keepdims=True) / 127
+    steps = np.rint(blocks / scales).astype(np.int8)
+    return np.hstack([scales.astype(np.float16).view(np.int8), steps]).tobytes()
+
+
+# By ftype: the type id that stands at the tensor, and its data.
+STORED = {
+    0: lambda values: (0, values.tobytes()),
+    1: lambda values: (1, values.astype(np.float16).tobytes()),
+    7: lambda values: (8, q8_0(values)),
+}
 
 
 def number(value: int) -> bytes:

@@ -60,8 +60,8 @@ _QUANTIZATION = 2
 
 
 class Reader:
-    """One file from its start: hyper-parameters on construction, then `words`, `merges` and
-    `tensors`, in this order. Raises `ModelFileError`; `at` says how far it came."""
+    """One file from its beginning: call `start`, `words`, `merges` and `tensors`, in this order.
+    Each raises `ModelFileError`; `at` says how many bytes were understood."""
 
     def __init__(self, file: io.BufferedReader, layout: Layout) -> None:
         self._cursor = _Cursor(file)

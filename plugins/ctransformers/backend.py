@@ -136,7 +136,9 @@ class CTransformers:
         run = self._running[turn.id]
         if run.aloud:
             return [Advance(turn.id, [], prompt_logprobs=tuple(self._read_aloud(run)))]
-        chunk = min(turn.pending, self._pace.chunk, self._room.tokens(turn.fed))
+        chunk = min(turn.pending, self._pace.chunk)
+        if chunk > 1:
+            chunk = min(chunk, self._room.tokens(turn.fed))
         logits = self._read(turn, chunk)
         return [] if turn.pending else [self._draw(run, logits)]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import numpy as np
 import pytest
 import pytest_asyncio
 
@@ -101,6 +102,20 @@ async def test_every_family_answers_resumes_and_shares_prompts(tmp_path: Path, f
         # Falcon's cache can't be cut where the two prompts part.
         assert (done.cached_tokens > 0) == (family != "falcon")
         assert await generate(worker, text="hello the end", temperature=0.0) == other
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_quantized_weights_compute_what_whole_ones_do(tmp_path: Path, family: str) -> None:
+    logits = []
+    ftypes = (0, 1, 7) if family in ("llama", "falcon") else (0, 1, 2007)
+    for ftype, name in zip(ftypes, ("f32", "f16", "q8_0"), strict=True):
+        file = legacy.write(tmp_path / "m.bin", family, ftype=ftype)
+        assert ggml.read_header(file, family).file_type == name
+        model = Model(file, family, 128)
+        logits.append(model.evaluate(list(range(20, 60)), 0, 1).copy())
+        model.close()
+    for other in logits[1:]:
+        assert np.corrcoef(logits[0], other)[0, 1] > 0.95
 
 
 @pytest.mark.parametrize("family", FAMILIES)
