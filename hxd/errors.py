@@ -133,6 +133,15 @@ class BackendError(HxdError):
     code = "backend_error"
 
 
+class Misconfigured(HxdError):
+    """The operator has to change something, such as the key for a remote server."""
+
+    fault = Fault.OPERATOR
+    status = 502
+    type = "backend_error"
+    code = "misconfigured"
+
+
 class Unavailable(HxdError):
     """Nothing can answer right now: loading, restarting, draining."""
 
@@ -144,7 +153,7 @@ class Unavailable(HxdError):
 
 BY_FAULT: dict[str, type[HxdError]] = {
     Fault.CALLER: CallerError,
-    Fault.OPERATOR: HxdError,
+    Fault.OPERATOR: Misconfigured,
     Fault.BACKEND: BackendError,
     Fault.HXD: Unavailable,
 }

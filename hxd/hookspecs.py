@@ -53,9 +53,9 @@ class RequestRefused(Exception):
     """Raise it from `tokenize` or `add` when the request is at fault: the client gets a 400 that
     names the parameter `param`."""
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
-        self.param = param
+        self.param, self.code = param, code
 
 
 class RelayFailed(Exception):
@@ -97,6 +97,10 @@ GAUGES = {
     "speculated_tokens_accepted": "Proposed tokens that the model agreed to.",
     "prefill_chunk": "Prompt tokens that one decode step may carry at present.",
     "step_seconds": "Duration of a decode step, smoothed.",
+    "remote_up": "Whether the remote server answered when it was last asked, 1 or 0.",
+    "remote_active": "Requests that the remote server is answering.",
+    "remote_retries": "Requests sent again since the worker's start.",
+    "remote_failures": "Requests that the remote server failed since the worker's start.",
 }
 
 
@@ -269,8 +273,10 @@ class Relay(Protocol):
 
     async def relay(self, request: wire.Request, emit: Callable[[wire.Frame], None]) -> wire.Done:
         """Answer one request: `emit` frames as they come (`Step`, `Vectors`, `Tokens`, with the
-        request's id) and return the last one. Cancelled when the client leaves. Raises
-        `RequestRefused` when the client is at fault, `RelayFailed` when the server is."""
+        request's id) and return the last one; `await emit.drain()` between the parts of a long
+        answer waits while the daemon is behind. Cancelled when the client leaves. Raises
+        `RequestRefused` when the client is at fault, `RelayFailed` when the server is. The request
+        with id 0, which warms a worker up, is answered by the worker and never gets here."""
         ...
 
     def gauges(self) -> dict[str, float]: ...

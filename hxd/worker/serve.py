@@ -78,7 +78,7 @@ class Engine:
             except Refused as error:
                 self._fail(request.id, Fault.CALLER, error.message, error.code, error.param)
             except hookspecs.RequestRefused as error:
-                self._fail(request.id, Fault.CALLER, str(error), param=error.param)
+                self._fail(request.id, Fault.CALLER, str(error), error.code, error.param)
             except Exception as error:  # the boundary to a plugin's code: one request fails
                 self._fail(request.id, Fault.BACKEND, f"{type(error).__name__}: {error}")
 

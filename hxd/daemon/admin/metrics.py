@@ -13,6 +13,8 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from hxd.hookspecs import GAUGES
+
 _LATENCY = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 )  # fmt: skip
@@ -21,7 +23,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 @dataclass(frozen=True)
 class ModelReading:
-    """One model's numbers at the time of a scrape; `states` counts replicas by state."""
+    """One model's numbers at the time of a scrape; `states` counts replicas by state, `gauges` are
+    what each replica's backend says of itself."""
 
     model: str
     running: int
@@ -31,6 +34,17 @@ class ModelReading:
     restarts: int
     states: dict[str, int]
     used_context: float
+    gauges: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Counts for one model: seconds to the first text and between two pieces, and tokens."""
+
+    first_token: Callable[[float], None]
+    gap: Callable[[float], None]
+    generated: Callable[[float], None]
+    prompted: Callable[[float], None]
 
 
 class Metrics:
@@ -60,6 +74,7 @@ class Metrics:
         self._whole = self._histogram(
             "hxd_request_seconds", "From a request's arrival to the end of its answer."
         )
+        self._meters: dict[str, Meter] = {}
         self.registry.register(_States(reading))
         self.registry.register(
             _Renamed(
@@ -74,22 +89,22 @@ class Metrics:
     def _histogram(self, name: str, help: str) -> Histogram:
         return Histogram(name, help, ["model"], buckets=_LATENCY, registry=self.registry)
 
+    def of(self, model: str) -> Meter:
+        """The meter of one served model."""
+        meter = self._meters.get(model)
+        if meter is None:
+            meter = self._meters[model] = Meter(
+                first_token=self._first.labels(model).observe,
+                gap=self._gap.labels(model).observe,
+                generated=self._tokens.labels(model, "completion").inc,
+                prompted=self._tokens.labels(model, "prompt").inc,
+            )
+        return meter
+
     def answered(self, endpoint: str, model: str, status: int, seconds: float) -> None:
         self._requests.labels(endpoint, model, str(status)).inc()
         if status == 200 and model:
             self._whole.labels(model).observe(seconds)
-
-    def prompted(self, model: str, tokens: int) -> None:
-        self._tokens.labels(model, "prompt").inc(tokens)
-
-    def generated(self, model: str, tokens: int) -> None:
-        self._tokens.labels(model, "completion").inc(tokens)
-
-    def first_token(self, model: str, seconds: float) -> None:
-        self._first.labels(model).observe(seconds)
-
-    def gap(self, model: str, seconds: float) -> None:
-        self._gap.labels(model).observe(seconds)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
@@ -131,7 +146,8 @@ class _States(Collector):
         restarts = gauge("hxd_worker_restarts", "Restarts of workers since the daemon's start.")
         vllm_running = gauge("vllm:num_requests_running", "As hxd_requests_running.")
         vllm_waiting = gauge("vllm:num_requests_waiting", "As hxd_requests_waiting.")
-        vllm_cache = gauge("vllm:kv_cache_usage_perc", "Share of the slots in use, 0 to 1.")
+        vllm_cache = gauge("vllm:kv_cache_usage_perc", "Share of the KV cells in use, 0 to 1.")
+        gauges = {name: gauge(f"hxd_{name}", help, "replica") for name, help in GAUGES.items()}
         for now in self._reading():
             running.add_metric([now.model], now.running)
             waiting.add_metric([now.model], now.waiting)
@@ -143,5 +159,9 @@ class _States(Collector):
             vllm_cache.add_metric([now.model], now.used_context)
             for state, count in now.states.items():
                 states.add_metric([now.model, state], count)
+            for replica, said in now.gauges.items():
+                for name, value in said.items():
+                    gauges[name].add_metric([now.model, replica], value)
         yield from (running, waiting, queue, slots, states, restarts)
+        yield from gauges.values()
         yield from (vllm_running, vllm_waiting, vllm_cache)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from hxd.daemon.admin.metrics import ModelReading
 from hxd.daemon.request.models import Served
 from hxd.daemon.store.sources import SourceError
 from hxd.daemon.supervise.lifecycle import State
+from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.supervisor import Supervisor
 
 
@@ -123,6 +124,8 @@ class Status:
                 "problem": replica.problem,
                 "note": replica.note,
                 "details": replica.loaded.details if replica.loaded else {},
+                "capabilities": replica.loaded.capabilities if replica.loaded else [],
+                "gauges": replica.gauges,
             }
             for name, replicas in self.supervisor.replicas.items()
             for replica in replicas
@@ -142,5 +145,13 @@ class Status:
                 queue=settings.queue,
                 restarts=sum(replica.restarts for replica in replicas),
                 states={state.value: states[state.value] for state in State},
-                used_context=served.gate.running / slots if slots else 0.0,
+                used_context=_cache_use(replicas, served.gate.running / slots if slots else 0.0),
+                gauges={replica.id: replica.gauges for replica in replicas if replica.takes},
             )
+
+
+def _cache_use(replicas: Iterable[Replica], slots: float) -> float:
+    """Share of the KV cells in use where backends count them, else of the `slots`."""
+    cells = sum(replica.gauges.get("kv_cells", 0) for replica in replicas)
+    used = sum(replica.gauges.get("kv_cells_used", 0) for replica in replicas)
+    return used / cells if cells else slots

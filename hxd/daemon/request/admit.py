@@ -101,6 +101,8 @@ class Gate:
 
     async def wait(self, place: asyncio.Future[Lease], seconds: float) -> Lease:
         """The lease, once granted; raises `Unavailable` when that takes over `seconds`."""
+        if place.done() and not place.cancelled():
+            return place.result()
         try:
             # Not wait_for: in Python 3.11 it swallows a cancel that meets the grant.
             async with asyncio.timeout(seconds):

@@ -26,7 +26,7 @@ RETRY_AFTER = 1.0
 _ids = itertools.count(1)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Piece:
     """What one choice gained: `text`, tool calls, logprobs, and at its end a finish reason with
     exact counts."""
@@ -44,7 +44,8 @@ class Piece:
 
 @dataclass
 class Call:
-    """One request on its way. `orders` holds a `Generate` per choice; their ids are set here."""
+    """One request on its way. `orders` holds a `Generate` per choice; their ids are set here.
+    `whole`: nobody reads before a choice has ended, so nobody is woken before."""
 
     model: str
     gate: Gate
@@ -52,12 +53,14 @@ class Call:
     metrics: Metrics
     orders: Sequence[wire.Generate]
     queue_time: float
+    whole: bool = False
     replicas: set[str] = field(default_factory=set)
     _arrived: list[Arrival] = field(default_factory=list)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _leases: dict[int, Lease] = field(default_factory=dict)
     _taken: set[asyncio.Future[Lease]] = field(default_factory=set)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _generated: int = 0
 
     async def pieces(self) -> AsyncGenerator[list[Piece], None]:
         """Lists of pieces, each list what arrived since the last one was taken.
@@ -110,15 +113,17 @@ class Call:
         self._leases[order.id] = lease
 
         def sink(answer: wire.Answer) -> None:
-            if isinstance(answer, wire.Done | wire.Failed):
+            ended = isinstance(answer, wire.Done | wire.Failed)
+            if ended:
                 self._leases.pop(order.id).release()
-            self._arrive(index, answer)
+            self._arrive(index, answer, wake=ended or not self.whole)
 
         worker.link.call(order, sink)
 
-    def _arrive(self, index: int, answer: Answer) -> None:
+    def _arrive(self, index: int, answer: Answer, *, wake: bool = True) -> None:
         self._arrived.append((index, answer, self.clock.now()))
-        self._wake.set()
+        if wake:
+            self._wake.set()
 
     def _cancel(self) -> None:
         for id, lease in self._leases.items():
@@ -127,27 +132,29 @@ class Call:
 
     def _read(self, arrived: list[Arrival], started: float, last: dict[int, float]) -> list[Piece]:
         pieces = []
+        tokens = 0
+        meter = self.metrics.of(self.model)
         for index, answer, at in arrived:
             match answer:
                 case wire.Delta():
-                    self.metrics.generated(self.model, len(answer.tokens))
-                    said = answer.text or answer.calls or answer.reasoning
-                    if said:
+                    tokens += len(answer.tokens)
+                    if answer.text or answer.calls or answer.reasoning:
                         if index in last:
-                            self.metrics.gap(self.model, at - last[index])
+                            meter.gap(at - last[index])
                         else:
-                            self.metrics.first_token(self.model, at - started)
+                            meter.first_token(at - started)
                         last[index] = at
-                    if said or answer.logprobs:
-                        pieces.append(
-                            Piece(
-                                index,
-                                answer.text,
-                                calls=answer.calls,
-                                logprobs=answer.logprobs,
-                                reasoning=answer.reasoning,
-                            )
+                    elif not answer.logprobs:
+                        continue
+                    pieces.append(
+                        Piece(
+                            index,
+                            answer.text,
+                            calls=answer.calls,
+                            logprobs=answer.logprobs,
+                            reasoning=answer.reasoning,
                         )
+                    )
                 case wire.Done():
                     pieces.append(
                         Piece(
@@ -163,7 +170,16 @@ class Call:
                     raise failure(answer)
                 case HxdError():
                     raise answer
+        if tokens:
+            meter.generated(tokens)
+            self._generated += tokens
         return pieces
+
+    def count_untold(self, completion: int) -> None:
+        """`completion` tokens were generated in all; a relay's come without ids and have not been
+        counted."""
+        if completion > self._generated:
+            self.metrics.of(self.model).generated(completion - self._generated)
 
 
 def failure(failed: wire.Failed) -> HxdError:

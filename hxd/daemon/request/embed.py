@@ -93,7 +93,7 @@ class Embeddings:
         )
         answer = await inquiry.reply()
         answer.found.check()
-        self._metrics.prompted(source.name, answer.tokens)
+        self._metrics.of(source.name).prompted(answer.tokens)
         return answer
 
     async def _send_parts(
@@ -112,10 +112,10 @@ class Embeddings:
             for part in vectors.parts(answer.found, render, served.source.name, answer.tokens):
                 held.append(part)
                 if len(held) == each:
-                    await transfer.write(response, b"".join(held), self._limits)
+                    await transfer.write(request, response, b"".join(held), self._limits)
                     await asyncio.sleep(0)
                     held.clear()
-            await transfer.write(response, b"".join(held), self._limits)
+            await transfer.write(request, response, b"".join(held), self._limits)
             await response.write_eof()
         except ConnectionError:
             # The client left, or takes nothing; there is nobody to tell.

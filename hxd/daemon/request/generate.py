@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncGenerator
@@ -16,10 +15,11 @@ from hxd import wire
 from hxd.clock import Clock
 from hxd.config.settings import Limits
 from hxd.daemon.admin.metrics import Metrics
-from hxd.daemon.request import receive, reply
+from hxd.daemon.request import receive, reply, transfer
 from hxd.daemon.request.call import Call, Piece
-from hxd.daemon.request.models import Catalog, Served
-from hxd.errors import CallerError, HxdError, Unavailable
+from hxd.daemon.request.capable import Abilities
+from hxd.daemon.request.models import Served
+from hxd.errors import HxdError, Unavailable
 
 SSE_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -46,14 +46,16 @@ class Work:
 class Generation:
     """Serves both completion endpoints."""
 
-    def __init__(self, catalog: Catalog, metrics: Metrics, limits: Limits, clock: Clock) -> None:
-        self._catalog = catalog
+    def __init__(
+        self, abilities: Abilities, metrics: Metrics, limits: Limits, clock: Clock
+    ) -> None:
+        self._abilities = abilities
         self._metrics = metrics
         self._limits = limits
         self._clock = clock
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        asked = receive.parse_chat(await self._body(request))
+        asked = receive.parse_chat(await transfer.read(request, self._limits))
         order = wire.Generate(
             id=0,
             seed=0,
@@ -66,7 +68,7 @@ class Generation:
         return await self._answer(request, work)
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
-        asked = receive.parse_completion(await self._body(request))
+        asked = receive.parse_completion(await transfer.read(request, self._limits))
         orders = [
             wire.Generate(
                 id=0,
@@ -90,7 +92,7 @@ class Generation:
         orders: list[wire.Generate],
         limit: int | None,
     ) -> Work:
-        served = self._catalog.find(asked.model)
+        served = self._abilities.find(asked.model, "generate")
         seed = secrets.randbits(63) if asked.seed is None else asked.seed & _SEED_MASK
         choices = asked.n or 1
         for order in orders:
@@ -123,26 +125,6 @@ class Generation:
             choices_per_prompt=choices,
         )
 
-    async def _body(self, request: web.Request) -> bytes:
-        """The body; bounded in size by aiohttp, in time here, and JSON by its label."""
-        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise CallerError("compressed bodies are not accepted", status=415)
-        if "Content-Type" in request.headers and request.content_type != "application/json":
-            raise CallerError(
-                f"the body must be application/json, not {request.content_type[:100]}", status=415
-            )
-        if (request.content_length or 0) > self._limits.body:
-            raise _too_large(self._limits.body)
-        try:
-            async with asyncio.timeout(self._limits.body_time):
-                return await request.read()
-        except TimeoutError:
-            raise CallerError(
-                f"the body did not arrive within {self._limits.body_time:g} s", status=408
-            ) from None
-        except web.HTTPRequestEntityTooLarge:
-            raise _too_large(self._limits.body) from None
-
     async def _answer(self, request: web.Request, work: Work) -> web.StreamResponse:
         source = work.served.source
         request["model"] = source.name
@@ -153,6 +135,7 @@ class Generation:
             self._metrics,
             work.orders,
             source.settings.queue_time,
+            whole=not work.stream,
         )
         usage = reply.Usage(work.choices_per_prompt)
         async with contextlib.aclosing(call.pieces()) as pieces:
@@ -160,7 +143,8 @@ class Generation:
                 response = await self._stream(request, work, call, pieces, usage)
             else:
                 response = await self._whole(work, call, pieces, usage)
-        self._metrics.prompted(source.name, usage.prompt_total)
+        self._metrics.of(source.name).prompted(usage.prompt_total)
+        call.count_untold(usage.completion)
         return response
 
     async def _whole(
@@ -197,13 +181,13 @@ class Generation:
         try:
             await response.prepare(request)
             try:
-                await self._write(response, chunks.of(first))
+                await transfer.write(request, response, chunks.of(first), self._limits)
                 async for batch in pieces:
-                    await self._write(response, chunks.of(batch))
-                await self._write(response, chunks.end())
+                    await transfer.write(request, response, chunks.of(batch), self._limits)
+                await transfer.write(request, response, chunks.end(), self._limits)
             except HxdError as error:
                 request["status"] = error.status
-                await self._write(response, reply.error_event(error))
+                await transfer.write(request, response, reply.error_event(error), self._limits)
             await response.write_eof()
         except ConnectionError:
             # The client left, or takes nothing; there is nobody to tell.
@@ -212,16 +196,6 @@ class Generation:
                 request.transport.abort()
         return response
 
-    async def _write(self, response: web.StreamResponse, data: bytes) -> None:
-        """Raises `ConnectionError` when the client takes nothing for too long."""
-        if not data:
-            return
-        try:
-            async with asyncio.timeout(self._limits.write_stall):
-                await response.write(data)
-        except TimeoutError:
-            raise ConnectionResetError("the client stopped reading") from None
-
     def _headers(self, work: Work, call: Call) -> dict[str, str]:
         return {**work.served.headers(), "x-hxd-replica": ",".join(sorted(call.replicas))}
 
@@ -229,10 +203,6 @@ class Generation:
 def _disclosed() -> dict[str, Any]:
     """What is only known at the end of an answer."""
     return {"failovers": 0}
-
-
-def _too_large(limit: int) -> CallerError:
-    return CallerError(f"the body is larger than {limit} bytes", status=413, code="body_too_large")
 
 
 def draining(retry_after: float) -> Unavailable:

@@ -11,6 +11,7 @@ import enum
 import ipaddress
 import re
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Protocol
 
 from hxd.errors import CallerError, Forbidden, Unauthorized
@@ -86,6 +87,7 @@ def check_origin(headers: Headers, allowed: Collection[str]) -> None:
             raise Forbidden("Pages of other sites may not call this server.", code="bad_origin")
 
 
+@lru_cache(maxsize=256)
 def _name(host: str) -> str | None:
     """The name or address in `NAME:PORT`, lower case; None when it is neither."""
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]@/]+))(?::\d{1,5})?", host)
@@ -96,6 +98,7 @@ def _named(name: str, allowed: Collection[str]) -> bool:
     return name == "localhost" or name in allowed
 
 
+@lru_cache(maxsize=256)
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)

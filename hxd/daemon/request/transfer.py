@@ -21,6 +21,9 @@ async def read(request: web.Request, limits: Limits) -> bytes:
     if (request.content_length or 0) > limits.body:
         raise _too_large(limits.body)
     try:
+        if request.content.is_eof():
+            # It came with the headers, as small ones do: there is nothing to wait for.
+            return await request.read()
         async with asyncio.timeout(limits.body_time):
             return await request.read()
     except TimeoutError:
@@ -31,9 +34,16 @@ async def read(request: web.Request, limits: Limits) -> bytes:
         raise _too_large(limits.body) from None
 
 
-async def write(response: web.StreamResponse, data: bytes, limits: Limits) -> None:
+async def write(
+    request: web.Request, response: web.StreamResponse, data: bytes, limits: Limits
+) -> None:
     """Raises `ConnectionError` when the client takes nothing for too long."""
     if not data:
+        return
+    transport = request.transport
+    if transport is not None and not transport.get_write_buffer_size():
+        # The kernel has taken all that came before: there is nothing to wait for.
+        await response.write(data)
         return
     try:
         async with asyncio.timeout(limits.write_stall):

@@ -16,7 +16,7 @@ from hxd.daemon.supervise.restart import Restart
 class Replica:
     """`generation` counts starts: what a former process still says is recognised by it.
     `problem` is what is wrong now, in words; `unready_since` is when it was last ready, or the
-    start. Times are monotonic seconds."""
+    start. `gauges` are what the backend last said of itself. Times are monotonic seconds."""
 
     id: str
     source: Source
@@ -31,6 +31,7 @@ class Replica:
     restart: Restart = field(default_factory=Restart)
     restart_at: float | None = None
     restarts: int = 0
+    gauges: dict[str, float] = field(default_factory=dict)
 
     @property
     def takes(self) -> bool:

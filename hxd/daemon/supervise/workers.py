@@ -16,6 +16,7 @@ from hxd.daemon.supervise.lifecycle import Event, State
 from hxd.daemon.supervise.process import Program, WorkerProcess, describe_exit
 from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.supervisor import HELLO_SECONDS, Message
+from hxd.hookspecs import GAUGES
 
 log = logging.getLogger("hxd.supervise")
 
@@ -144,6 +145,7 @@ class Workers:
                 return
             except ConnectionError:
                 return
+            replica.gauges = known_gauges(pong.gauges)
             if pong.steps != steps or pong.running + pong.waiting == 0:
                 steps, moved = pong.steps, loop.time()
             elif loop.time() - moved > stall:
@@ -232,6 +234,11 @@ def _first_request(capabilities: Collection[str]) -> wire.Request:
         sampling=wire.Sampling(temperature=0.0, ignore_eos=True),
         max_tokens=1,
     )
+
+
+def known_gauges(said: dict[str, float]) -> dict[str, float]:
+    """Those that have a name; a worker may say anything."""
+    return {name: value for name, value in said.items() if name in GAUGES}
 
 
 class PrepareError(Exception):
