@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -74,6 +75,8 @@ def llama_server(cache: Path) -> Path:
     if made.exists():
         return binary
     log = cache / f"{folder.name}.log"
+    # What an interrupted build left was configured for sources that are gone.
+    shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=_existing(cache), prefix="sources-") as name:
         archive = _download(version, Path(name), log)
         with tarfile.open(archive) as tar:

@@ -41,3 +41,7 @@ class Reading:
     case: str
     metric: Metric
     value: float
+
+
+class NotApplicable(Exception):
+    """There is nothing to read off this server; the message says why."""

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from .prompts import Prompts
-from .readings import Metric, Reading
+from .readings import Metric, NotApplicable, Reading
 from .serving import Running
 from .stats import median, percentile
 from .streams import Client, Stream, begin
@@ -54,10 +54,6 @@ class Scene:
 
     def prompt(self, tokens: int, *seed: object) -> str:
         return self.prompts.text(tokens, self.label, *seed)
-
-
-class NotApplicable(Exception):
-    """The scenario makes no sense on this server; the message says why."""
 
 
 async def clients(scene: Scene) -> list[Reading]:

@@ -11,9 +11,8 @@ import aiohttp
 from rich.console import Console
 
 from .quiet import LIMIT, Meter, Patience
-from .readings import Reading
+from .readings import NotApplicable, Reading
 from .report import Results
-from .scenarios import NotApplicable
 from .serving import DidNotStart, Kind, Running
 from .streams import Refused
 
