@@ -241,7 +241,7 @@ def _check(layout: Layout, hyper: dict[str, int]) -> None:
         raise ModelFileError(f"{heads} heads can't share {hyper['kv_heads']}")
     head = width // heads
     # Falcon's header does not say it: whole heads are rotated, and halves of them together.
-    rotated = hyper.get("rotated", head if "kind" in hyper else 2)
+    rotated = hyper.get("rotated", head if "kind" in hyper else 0)
     if rotated % 2 or rotated > head or ("llama" in layout.families and rotated != head):
         raise ModelFileError(f"{rotated} of the {head} values of a head are said to be rotated")
     if max(vocab, 4 * width, hyper.get("context", 1) * layers) * width > MAX_ELEMENTS:

@@ -145,6 +145,10 @@ def test_a_lie_in_the_header_is_refused_in_little_time_and_memory(tmp_path: Path
         tracemalloc.stop()
 
 
+def test_heads_of_one_value_are_taken_where_nothing_is_rotated(tmp_path: Path) -> None:
+    assert read(tmp_path, legacy.content("gpt2", width=4)).heads == 4
+
+
 def test_the_output_layer_may_be_that_of_the_embedding(tmp_path: Path) -> None:
     assert read(tmp_path, without(b"model/lm_head")).tensors == read(tmp_path, GPT2).tensors - 1
 
