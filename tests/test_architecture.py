@@ -17,6 +17,8 @@ FORBIDDEN = {
         "ctransformers": "a model library can crash; the daemon must not",
         "torch": "a model library can crash; the daemon must not",
         "numpy": "the daemon handles tokens and text, never tensors",
+        "llguidance": "grammars come from clients and are compiled in workers",
+        "hxd.kit": "what plugins build on belongs to workers",
         "jinja2": "templates come from model files and are rendered in workers",
         "hxd.worker": "the worker's code belongs to another process",
         "plugins": "the daemon never imports plugin code",
@@ -38,6 +40,14 @@ FORBIDDEN = {
     "plugins.llama_cpp.main": {
         "hxd.daemon": "plugins run in workers",
         "llama_cpp": "nothing heavy at import; the hook imports it",
+    },
+    "plugins.ctransformers.main": {
+        "hxd.daemon": "plugins run in workers",
+        "ctransformers": "nothing heavy at import; the hook imports it",
+    },
+    "plugins.remote.main": {
+        "hxd.daemon": "plugins run in workers",
+        "aiohttp": "nothing heavy at import; the hook imports it",
     },
     "hxd.hookspecs": {"aiohttp": "plugin authors need none of it", "hxd.daemon": "the same"},
     "hxd": {"aiohttp": "nothing happens at import", "hxd.daemon": "nothing happens at import"},

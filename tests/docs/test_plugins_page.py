@@ -40,7 +40,12 @@ async def test_the_plugin_of_the_page_answers_over_http(tmp_path: Path) -> None:
         status, body = await curl(line, daemon.url)
         assert status == 200
         assert body["choices"][0]["message"]["content"] == "HELLO"
-        assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+        assert body["usage"] == {
+            "prompt_tokens": 5,
+            "completion_tokens": 6,
+            "total_tokens": 11,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        }
 
         url = daemon.url + "/v1/completions"
         status, body, _ = await post(url, {"model": "shout", "prompt": "a, b", "stop": ","})
@@ -65,7 +70,7 @@ def test_the_page_has_every_hook_and_method_of_the_contract() -> None:
     hooks = [name for name in vars(hookspecs.Hooks) if name.startswith("hxd_")]
     methods = [name for name in vars(hookspecs.Backend) if not name.startswith("_")]
     assert len(hooks) == 3
-    assert len(methods) == 7
+    assert len(methods) == 9
     assert [name for name in hooks + methods if f"| `{name}` |" not in text] == []
 
 
@@ -84,7 +89,7 @@ def test_the_misbehaving_model_of_the_page_is_accepted(tmp_path: Path) -> None:
     assert run_hxd("check", "--config", str(write_config(tmp_path, text))).returncode == 0
 
 
-@pytest.mark.parametrize("plugin", ["echo", "llama_cpp"])
+@pytest.mark.parametrize("plugin", ["ctransformers", "echo", "llama_cpp", "remote"])
 def test_the_digests_of_a_builtin_plugin_are_current(plugin: str, tmp_path: Path) -> None:
     copy = tmp_path / plugin
     shutil.copytree(ROOT / "plugins" / plugin, copy)
