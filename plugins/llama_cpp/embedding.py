@@ -21,7 +21,7 @@ from hxd.hookspecs import LoadRequest, ModelInfo, RequestRefused
 
 from . import native
 from .context import cores
-from .options import Options
+from .options import FLASH_ATTENTION, Options
 from .pair import Pairs
 from .vocabulary import Vocabulary
 
@@ -132,7 +132,7 @@ class LlamaCppEmbedder:
         parameters.n_seq_max = self._sequences
         parameters.kv_unified = True
         parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.flash_attn_type = self._options.flash_attention_type
+        parameters.flash_attn_type = FLASH_ATTENTION[self._options.flash_attention]
         parameters.no_perf = True
         self._context: Any = llama_cpp.llama_init_from_model(self._model, parameters)
         if not self._context:

@@ -13,7 +13,8 @@
     cached_prompts   prompts that stay in the KV cache besides those of idle slots, for others to
                      share; default 32 if unified, else 2; 0 switches sharing off
     kv_type_k, kv_type_v   f16 (default), f32, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl
-    flash_attention  auto (default), on or off
+    flash_attention  auto (default): off on a CPU, where it is slower, unless the context is very
+                     long; or on, or off
     speculate        ngram (default): guess tokens that repeat the text, where it pays; or off
     lora             an adapter file, or a list of files and of { path = FILE, scale = 0.5 }
     pooling          serve as an embedding model: mean, cls, last, or rank for a reranker; default:
@@ -31,7 +32,11 @@ from hxd import gguf
 from hxd.hookspecs import Backend, Description, Embedder, hookimpl
 from hxd.pooling import embeds
 
-SPIN = "10000"
+# Read by libgomp when it is loaded: how often a thread looks for the others before it sleeps. Left
+# to itself it spins for milliseconds, and wherever something else needs a core, all threads burn
+# theirs until the one that lost it is back: a tenth of the speed, seen with one busy process beside
+# two threads on two cores.
+SPIN = "20000"
 
 
 @hookimpl
@@ -46,13 +51,8 @@ def hxd_backend(options: dict[str, Any], path: Path | None) -> Backend | Embedde
     from .options import read
 
     checked = read(options)
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
     if checked.pooling is not None or (path is not None and embeds(gguf.read_header(path))):
-        # A batch is over in milliseconds, and its threads wait for each other a hundred times. How
-        # long they spin before they sleep is read when the library is loaded. OpenMP's default is
-        # for a machine of one's own: where others compute too, a text took 80 to 2,000 ms with
-        # it, 25 with this, and no longer on an idle machine (MiniLM, 2 threads on 2 cores).
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
         from .embedding import LlamaCppEmbedder
 
         return LlamaCppEmbedder(checked)

@@ -39,8 +39,9 @@ class Options:
     pooling: str | None = None
 
     @property
-    def flash_attention_type(self) -> int:
-        return FLASH_ATTENTION[self.flash_attention]
+    def quantized_values(self) -> bool:
+        """Whether the V cache needs flash attention."""
+        return self.kv_type_v not in ("f32", "f16", "bf16")
 
     def cache_type(self, name: str) -> int:
         return KV_TYPES[name]

@@ -11,7 +11,7 @@ from __future__ import annotations
 STRETCH = 3.0
 # Without running sequences a step may last so long (s): cancels and new requests wait for it.
 LONGEST = 0.4
-LEAST = 8
+LEAST = 4
 FIRST = 64
 _WEIGHT = 0.2
 
@@ -67,7 +67,7 @@ class Pace:
         elif not decoding or self._base:
             base = (self.base(decoding) or 0.0) if decoding else 0.0
             # A step that was quicker than its decoding part says nothing of the other part.
-            if seconds > base and reading >= LEAST // 2:
+            if seconds > base and reading >= LEAST:
                 self._cost = _blend(self._cost, (seconds - base) / reading)
 
 
