@@ -18,6 +18,7 @@ from hxd.errors import Fault
 from hxd.worker import tokens
 from hxd.worker.channel import Channel
 from hxd.worker.prepare import Refused
+from hxd.worker.serve import gauges
 
 MAX_TOKENS = 300_000  # in one call, as OpenAI has it
 FRAME_BYTES = 1 << 19  # half of what the daemon takes
@@ -106,7 +107,7 @@ class Engine:
     def pong(self, n: int) -> wire.Pong:
         running = self._in_batch
         waiting = max(0, len(self._live) - running)
-        return wire.Pong(n, self.steps, running, waiting, self._backend.gauges())
+        return wire.Pong(n, self.steps, running, waiting, gauges(self._backend))
 
     def prepare_forever(self) -> None:
         turns: deque[tuple[int, Generator[None, None, Job | None]]] = deque()

@@ -8,6 +8,7 @@ Each decode step sends one frame for all the sequences that it advanced.
 from __future__ import annotations
 
 import queue
+import sys
 from collections import deque
 from collections.abc import Callable
 
@@ -20,6 +21,15 @@ from hxd.worker.prepare import Prepared, Preparer, Refused
 # One step's deltas go out in frames of so many, which keeps a frame below the daemon's limit even
 # with 20 alternatives for each token.
 MAX_DELTAS = 64
+
+
+def gauges(backend: hookspecs.Backend | hookspecs.Embedder) -> dict[str, float]:
+    """What the backend says of itself; nothing if it fails to, which must not end the heartbeat."""
+    try:
+        return backend.gauges()
+    except Exception as error:  # the boundary to a plugin's code
+        sys.stderr.write(f"worker: gauges failed: {type(error).__name__}: {error}\n")
+        return {}
 
 
 class Engine:
@@ -65,7 +75,7 @@ class Engine:
     def pong(self, n: int) -> wire.Pong:
         running = len(self._running)
         waiting = len(self._live) - running
-        return wire.Pong(n, self.steps, running, waiting, self._backend.gauges())
+        return wire.Pong(n, self.steps, running, waiting, gauges(self._backend))
 
     def prepare_forever(self) -> None:
         while True:

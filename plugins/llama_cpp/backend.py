@@ -125,7 +125,15 @@ class LlamaCpp:
         return self._vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        if not 0 <= token < self._vocabulary.size:
+            raise self._unknown(token)
         return self._vocabulary.piece(token, special=special)
+
+    def _unknown(self, token: int) -> RequestRefused:
+        return RequestRefused(
+            f"token {token} is not in the vocabulary of {self._vocabulary.size} tokens",
+            param="prompt",
+        )
 
     def compile(self, constraint: Constraint) -> Matcher:
         with self._grammars_lock:
@@ -142,10 +150,7 @@ class LlamaCpp:
     def add(self, sequence: Sequence) -> None:
         for token in sequence.prompt:
             if not 0 <= token < self._vocabulary.size:
-                raise RequestRefused(
-                    f"token {token} is not in the vocabulary of {self._vocabulary.size} tokens",
-                    param="prompt",
-                )
+                raise self._unknown(token)
         sampler = Sampler(
             sequence.sampling,
             sequence.seed,

@@ -135,7 +135,7 @@ class Status:
         for name, served in self.served.items():
             settings = served.source.settings
             replicas = self.supervisor.replicas[name]
-            slots = settings.slots * len(self.supervisor.ready(name))
+            slots = served.source.at_once * len(self.supervisor.ready(name))
             states = Counter(replica.state.value for replica in replicas)
             yield ModelReading(
                 model=name,
