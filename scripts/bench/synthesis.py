@@ -22,11 +22,21 @@ from .gguffile import F32, Q4_0, Q4_0_BLOCK, Tensor
 
 SEED = 20
 # Part of the cached file's name: raise it when the bytes change.
-FORMAT = 1
+FORMAT = 2
 UNK, BOS, EOS = 0, 1, 2
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
-# Uniform in -8..7 has this standard deviation.
-_NIBBLE_DEVIATION = 4.61
+# Two numbers of four bits each, which stand for -8 to 7. -8 becomes 0, so that the mean is 0:
+# otherwise one direction outgrows the others from layer to layer, and every answer is one word
+# over and over.
+_SYMMETRIC = np.array(
+    [(high or 8) << 4 | (low or 8) for high in range(16) for low in range(16)], np.uint8
+)
+_NIBBLE_DEVIATION = (sum((number - 8) ** 2 for number in range(1, 16)) / 16) ** 0.5
+
+# Queries and keys of this size make attention look at a few tokens and not at all alike, so that the
+# next token follows from the whole text, and greedy answers don't run in circles, which would
+# flatter a server that guesses ahead.
+_SHARP = 2.0
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -139,16 +149,19 @@ class Weights:
         # A bit generator's raw numbers stay the same over versions of numpy; distributions may not.
         self._numbers = np.random.PCG64(seed)
 
-    def matrix(self, name: str, inputs: int, outputs: int, *, silent_rows: int = 0) -> Tensor:
-        """Q4_0 with a standard deviation of 1/√inputs, so that what goes in at unit size comes
-        out at unit size. The first `silent_rows` outputs are zero."""
+    def matrix(
+        self, name: str, inputs: int, outputs: int, *, gain: float = 1.0, silent_rows: int = 0
+    ) -> Tensor:
+        """Q4_0 with a standard deviation of gain/√inputs, so that what goes in at unit size comes
+        out at the size of `gain`. The first `silent_rows` outputs are zero."""
 
         def data() -> np.ndarray:
             per_block, block_bytes = Q4_0_BLOCK
             blocks = np.empty((outputs * inputs // per_block, block_bytes), np.uint8)
-            scale = np.float16(1 / (_NIBBLE_DEVIATION * inputs**0.5))
+            scale = np.float16(gain / (_NIBBLE_DEVIATION * inputs**0.5))
             blocks[:, :2] = np.frombuffer(scale.tobytes(), np.uint8)
-            blocks[:, 2:] = self._numbers.random_raw(2 * len(blocks)).view(np.uint8).reshape(-1, 16)
+            pairs = self._numbers.random_raw(2 * len(blocks)).view(np.uint8).reshape(-1, 16)
+            blocks[:, 2:] = _SYMMETRIC[pairs]
             blocks[: silent_rows * inputs // per_block, :2] = 0
             return blocks
 
@@ -172,8 +185,8 @@ def tensors(shape: Shape, seed: int) -> list[Tensor]:
     for layer in range(shape.layers):
         made += [
             make.norm(f"blk.{layer}.attn_norm.weight", width),
-            make.matrix(f"blk.{layer}.attn_q.weight", width, width),
-            make.matrix(f"blk.{layer}.attn_k.weight", width, kv),
+            make.matrix(f"blk.{layer}.attn_q.weight", width, width, gain=_SHARP),
+            make.matrix(f"blk.{layer}.attn_k.weight", width, kv, gain=_SHARP),
             make.matrix(f"blk.{layer}.attn_v.weight", width, kv),
             make.matrix(f"blk.{layer}.attn_output.weight", width, width),
             make.norm(f"blk.{layer}.ffn_norm.weight", width),
