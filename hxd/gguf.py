@@ -20,7 +20,7 @@ MAX_ARRAY = 1 << 22
 MAX_KEY = 1 << 10
 MAX_STRING = 1 << 22
 
-_SCALARS = {
+SCALARS = {
     0: struct.Struct("<B"),
     1: struct.Struct("<b"),
     2: struct.Struct("<H"),
@@ -33,13 +33,13 @@ _SCALARS = {
     11: struct.Struct("<q"),
     12: struct.Struct("<d"),
 }
-_STRING = 8
-_ARRAY = 9
-_U32 = _SCALARS[4]
-_U64 = _SCALARS[10]
+STRING = 8
+ARRAY = 9
+U32 = SCALARS[4]
+U64 = SCALARS[10]
 
 # (elements per block, bytes per block) by ggml type id; from ggml.h's type traits.
-_BLOCKS: dict[int, tuple[int, int]] = {
+BLOCKS: dict[int, tuple[int, int]] = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
     9: (32, 36), 10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),
     15: (256, 292), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18),
@@ -110,7 +110,7 @@ def _reason(path: Path, error: OSError) -> str:
     return f"can't read {path}: {error.strerror}"
 
 
-class _Cursor:
+class Cursor:
     """Reads forward and never past the end. Plain reads, not a mapping: a file that is cut while
     it is mapped would kill the process with SIGBUS."""
 
@@ -139,26 +139,26 @@ class _Cursor:
         self.file.seek(count, io.SEEK_CUR)
 
     def text(self, limit: int) -> str:
-        length = self.take(_U64)
+        length = self.take(U64)
         if length > limit:
             raise ModelFileError(f"a string of {length} bytes in the header; the limit is {limit}")
         return self.read(length).decode("utf-8", "replace")
 
     def value(self, kind: int) -> Any:
-        if kind in _SCALARS:
-            return self.take(_SCALARS[kind])
-        if kind == _STRING:
+        if kind in SCALARS:
+            return self.take(SCALARS[kind])
+        if kind == STRING:
             return self.text(MAX_STRING)
-        if kind != _ARRAY:
+        if kind != ARRAY:
             raise ModelFileError(f"unknown metadata type {kind} in the header")
-        element, count = self.take(_U32), self.take(_U64)
+        element, count = self.take(U32), self.take(U64)
         if count > MAX_ARRAY:
             raise ModelFileError(f"an array of {count} in the header; the limit is {MAX_ARRAY}")
-        if element in _SCALARS:
-            self.skip(count * _SCALARS[element].size)
-        elif element == _STRING:
+        if element in SCALARS:
+            self.skip(count * SCALARS[element].size)
+        elif element == STRING:
             for _ in range(count):
-                self.skip(self.take(_U64))
+                self.skip(self.take(U64))
         else:
             raise ModelFileError(f"an array of unknown type {element} in the header")
         return range(count)
@@ -169,12 +169,12 @@ def read_header(path: Path) -> Header:
     if detect(path) != "gguf":
         raise ModelFileError("an older GGML file, not GGUF")
     with path.open("rb") as file:
-        cursor = _Cursor(file)
+        cursor = Cursor(file)
         cursor.skip(4)
-        version = cursor.take(_U32)
+        version = cursor.take(U32)
         if version not in (2, 3):
             raise ModelFileError(f"GGUF version {version} is not known; 2 and 3 are")
-        tensors, pairs = cursor.take(_U64), cursor.take(_U64)
+        tensors, pairs = cursor.take(U64), cursor.take(U64)
         if tensors > MAX_TENSORS or pairs > MAX_METADATA:
             raise ModelFileError(f"the header announces {tensors} tensors and {pairs} keys")
         metadata: dict[str, Any] = {}
@@ -182,7 +182,7 @@ def read_header(path: Path) -> Header:
             key = cursor.text(MAX_KEY)
             if key in metadata:
                 raise ModelFileError(f"the key {key!r} stands twice in the header")
-            metadata[key] = cursor.value(cursor.take(_U32))
+            metadata[key] = cursor.value(cursor.take(U32))
         ends = [_tensor_end(cursor) for _ in range(tensors)]
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
@@ -202,23 +202,23 @@ def read_header(path: Path) -> Header:
     return Header(version=version, tensors=tensors, size=size, metadata=metadata)
 
 
-def _tensor_end(cursor: _Cursor) -> tuple[str, int, int]:
+def _tensor_end(cursor: Cursor) -> tuple[str, int, int]:
     """Name, offset and length in bytes of the next tensor."""
     name = cursor.text(MAX_KEY)
-    dimensions = cursor.take(_U32)
+    dimensions = cursor.take(U32)
     if not 1 <= dimensions <= 4:
         raise ModelFileError(f"the tensor {name!r} has {dimensions} dimensions")
-    shape = [cursor.take(_U64) for _ in range(dimensions)]
-    kind, offset = cursor.take(_U32), cursor.take(_U64)
+    shape = [cursor.take(U64) for _ in range(dimensions)]
+    kind, offset = cursor.take(U32), cursor.take(U64)
     elements = 1
     for extent in shape:
         if extent == 0:
             raise ModelFileError(f"the tensor {name!r} has a dimension of zero")
         elements *= extent
-    if kind not in _BLOCKS:
+    if kind not in BLOCKS:
         # A type newer than this table: the loader judges it, inside the worker.
         return name, offset, 0
-    per_block, block_bytes = _BLOCKS[kind]
+    per_block, block_bytes = BLOCKS[kind]
     if shape[0] % per_block:
         raise ModelFileError(f"the tensor {name!r} has rows of {shape[0]}, not whole blocks")
     return name, offset, elements // per_block * block_bytes

@@ -20,7 +20,7 @@ from hxd.ggml.layouts import (
     sizes_of,
     tensors_of,
 )
-from hxd.gguf import _BLOCKS, ModelFileError, _Cursor
+from hxd.gguf import BLOCKS, Cursor, ModelFileError
 
 BLOCK = 1 << 16
 MAX_WORD = 1 << 12
@@ -64,7 +64,7 @@ class Reader:
     Each raises `ModelFileError`; `at` says how many bytes were understood."""
 
     def __init__(self, file: io.BufferedReader, layout: Layout) -> None:
-        self._cursor = _Cursor(file)
+        self._cursor = Cursor(file)
         self._layout = layout
         self.hyper: dict[str, int] = {}
 
@@ -207,7 +207,7 @@ class Reader:
         wanted = 0 if whole else kind if self._kind is None else self._kind
         if kind not in _TYPES or kind != wanted:
             raise ModelFileError(f"the tensor {name!r} has the type {kind}")
-        per_block, block_bytes = _BLOCKS[kind]
+        per_block, block_bytes = BLOCKS[kind]
         if shape[0] % per_block:
             raise ModelFileError(f"the tensor {name!r} has rows of {shape[0]}, not whole blocks")
         if self._layout.aligned and self.version:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hxd import ggml, gguf
-from hxd.gguf import _ARRAY, _SCALARS, _STRING, _U32, _U64, ModelFileError, _Cursor
+from hxd.gguf import ARRAY, SCALARS, STRING, U32, U64, Cursor, ModelFileError
 
 from .cutting import SPACE, SentencePiece
 from .vocabulary import ENDINGS, Words
@@ -68,27 +68,27 @@ def _scan(path: Path) -> tuple[dict[str, Any], set[int]]:
     metadata: dict[str, Any] = {}
     types = set()
     with path.open("rb") as file:
-        cursor = _Cursor(file)
+        cursor = Cursor(file)
         cursor.skip(8)
-        tensors, pairs = cursor.take(_U64), cursor.take(_U64)
+        tensors, pairs = cursor.take(U64), cursor.take(U64)
         for _ in range(pairs):
             key = cursor.text(gguf.MAX_KEY)
-            kind = cursor.take(_U32)
-            wanted = kind == _ARRAY and key in (_TOKENS, _SCORES, _KINDS)
+            kind = cursor.take(U32)
+            wanted = kind == ARRAY and key in (_TOKENS, _SCORES, _KINDS)
             metadata[key] = _array(cursor) if wanted else cursor.value(kind)
         for _ in range(tensors):
             cursor.text(gguf.MAX_KEY)
-            cursor.skip(8 * cursor.take(_U32))
-            types.add(cursor.take(_U32))
+            cursor.skip(8 * cursor.take(U32))
+            types.add(cursor.take(U32))
             cursor.skip(8)
     return metadata, types
 
 
-def _array(cursor: _Cursor) -> list[Any]:
-    element, count = cursor.take(_U32), cursor.take(_U64)
-    if element == _STRING:
-        return [cursor.read(cursor.take(_U64)) for _ in range(count)]
-    return [cursor.take(_SCALARS[element]) for _ in range(count)]
+def _array(cursor: Cursor) -> list[Any]:
+    element, count = cursor.take(U32), cursor.take(U64)
+    if element == STRING:
+        return [cursor.read(cursor.take(U64)) for _ in range(count)]
+    return [cursor.take(SCALARS[element]) for _ in range(count)]
 
 
 def _matters(key: str, metadata: dict[str, Any]) -> bool:

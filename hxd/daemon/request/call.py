@@ -7,7 +7,6 @@ when the client has gone.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ from hxd import wire
 from hxd.clock import Clock
 from hxd.daemon.admin.metrics import Metrics
 from hxd.daemon.request.admit import Gate, Lease
+from hxd.daemon.supervise.link import new_id
 from hxd.errors import BY_FAULT, BackendError, HxdError, Unavailable
 
 # An error in place of an answer: the sequence never reached a worker.
@@ -23,7 +23,6 @@ Answer = wire.Answer | HxdError
 Arrival = tuple[int, Answer, float]
 
 RETRY_AFTER = 1.0
-_ids = itertools.count(1)
 
 
 @dataclass(slots=True)
@@ -104,7 +103,7 @@ class Call:
         lease = await self.gate.wait(place, self.queue_time)
         self._taken.add(place)
         order = self.orders[index]
-        order.id = next(_ids)
+        order.id = new_id()
         worker = lease.replica.worker
         if worker is None:
             lease.release()

@@ -7,7 +7,6 @@ when the first one dies.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -15,11 +14,10 @@ from typing import Generic, Protocol, TypeVar
 from hxd import wire
 from hxd.daemon.request.admit import Gate, Lease
 from hxd.daemon.request.call import failure
+from hxd.daemon.supervise.link import new_id
 from hxd.daemon.supervise.replica import Replica
 from hxd.errors import BackendError, HxdError
 
-# Apart from the ids of sequences, which count from 1.
-_ids = itertools.count(1 << 40)
 # A question that was there when two workers died is not put to a third.
 TRIES = 2
 WORKER_DIED = "worker_died"
@@ -72,7 +70,7 @@ class Inquiry(Generic[C]):
         except HxdError:
             lease.release()
             raise
-        link, id, collector = replica.worker.link, next(_ids), self.collector()
+        link, id, collector = replica.worker.link, new_id(), self.collector()
         answered: asyncio.Future[wire.Done] = asyncio.get_running_loop().create_future()
 
         def fail(error: HxdError) -> None:

@@ -7,11 +7,12 @@ not support are refused by name, since ignoring them would change the answer in 
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from hxd import wire
+from hxd.daemon.request import body as body_text
 from hxd.daemon.request import receive_tools
 from hxd.daemon.request.receive_tools import CallBody, NamedChoice, ResponseFormat, ToolBody
 from hxd.errors import CallerError
@@ -98,18 +99,12 @@ class CompletionRequest(Common, kw_only=True):
     best_of: int | None = None
 
 
-R = TypeVar("R", bound=Common)
 _chat = msgspec.json.Decoder(ChatRequest)
 _completion = msgspec.json.Decoder(CompletionRequest)
 
-_WORDS = {
-    "str": "a string", "int": "an integer", "float": "a number", "bool": "a boolean",
-    "object": "an object", "array": "an array", "null": "null",
-}  # fmt: skip
-
 
 def parse_chat(body: bytes) -> ChatRequest:
-    request = _decode(_chat, body)
+    request = body_text.decode(_chat, body)
     if not request.messages:
         raise CallerError("messages: at least one message is needed", param="messages")
     if len(request.messages) > MAX_MESSAGES:
@@ -131,40 +126,13 @@ def parse_chat(body: bytes) -> ChatRequest:
 
 
 def parse_completion(body: bytes) -> CompletionRequest:
-    request = _decode(_completion, body)
+    request = body_text.decode(_completion, body)
     if request.echo and request.suffix:
         raise CallerError("echo and suffix can't be combined", param="echo")
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise _unsupported("best_of")
     _check(request)
     return request
-
-
-def _decode(decoder: msgspec.json.Decoder[R], body: bytes) -> R:
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise _explain(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CallerError(f"the body is not valid JSON: {error}") from None
-    except RecursionError:
-        raise CallerError("the body is nested too deeply") from None
-
-
-def _explain(message: str) -> CallerError:
-    """msgspec's words, path first: "temperature: expected a number, got a string"."""
-    what, _, path = message.partition(" - at ")
-    path = path.strip("`").removeprefix("key in ").strip("`").removeprefix("$").removeprefix(".")
-    if match := re.search(r"missing required field `(\w+)`", what):
-        param = f"{path}.{match[1]}".lstrip(".")
-        return CallerError(f"{param}: this field is required", param=param)
-    what = re.sub(
-        r"`([^`]*)`",
-        lambda m: " or ".join(_WORDS.get(word.strip(), word.strip()) for word in m[1].split("|")),
-        what,
-    )
-    what = what[:1].lower() + what[1:]
-    return CallerError(f"{path}: {what}" if path else what, param=path or None)
 
 
 def _unsupported(name: str) -> CallerError:

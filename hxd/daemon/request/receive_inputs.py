@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sized
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, TypeVar
 
 import msgspec
 
-from hxd.daemon.request import receive
+from hxd.daemon.request import body as body_text
 from hxd.errors import CallerError
 
 MAX_INPUTS = 2048  # in one call, as OpenAI has it
@@ -79,8 +79,7 @@ _detokenize = msgspec.json.Decoder(DetokenizeRequest)
 def _decode(decoder: msgspec.json.Decoder[R], body: bytes) -> R:
     """Raises `CallerError`, whose `param` is the field alone: an input may hold thousands."""
     try:
-        # It decodes anything; its type speaks of the bodies of completions only.
-        return cast(R, receive._decode(cast(Any, decoder), body))
+        return body_text.decode(decoder, body)
     except CallerError as error:
         error.param = re.split(r"[.\[]", error.param)[0] if error.param else None
         raise

@@ -6,6 +6,7 @@ Knows which request an id stands for, and nothing of what requests mean.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 from collections.abc import Callable
 from typing import Protocol, cast
@@ -14,6 +15,14 @@ from hxd import wire
 from hxd.errors import Fault
 
 Sink = Callable[[wire.Answer], None]
+
+
+_ids = itertools.count(1)
+
+
+def new_id() -> int:
+    """An id for a request, which no other has had."""
+    return next(_ids)
 
 
 class Owner(Protocol):
