@@ -1,31 +1,61 @@
 """Constraints on the answer: which tokens may come next, by llguidance.
 
-Protects: time and memory (llguidance counts its work and stops, where a recursive grammar would
-take llama.cpp's own engine down), and the worker (what goes wrong is an error of one request).
-Does not protect: a grammar that is legal, small and yet makes every mask slow.
+Protects: the stack (grammars are compiled by recursive code, which gets a large one), time (a
+compilation that takes too long is given up), and the worker (what goes wrong is an error of one
+request). llguidance itself counts the work of every step and stops. Does not protect: the
+processor time and the memory of a compilation that was given up, until it ends by itself; so what
+is known to have no end is refused before.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import re
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import llguidance
 import numpy as np
-from llguidance.gbnf_to_lark import any_to_lark
 from numpy.typing import NDArray
 
 from hxd.hookspecs import RequestRefused
 from hxd.wire import Constraint
 
+from .gbnf_lark import lark
+
 MAX_TEXT = 512 << 10
-# Nested groups of a GBNF grammar are read by a recursive parser.
-MAX_NESTING = 200
+# The deepest that the 10,000 values of a schema can be nested, references followed, takes 32 MiB.
+STACK = 64 << 20
+MOST_SECONDS = 2.0
+MOST_ABANDONED = 2
+# An automaton has a state per remainder: 100,003 takes seconds, 10⁹ all the memory there is.
+MAX_REMAINDERS = 10_000
+_MULTIPLE_OF = re.compile(r'"multipleOf"\s*:\s*([-+.0-9eE]+)')
+# Some limits of llguidance show only after the first tokens.
+REHEARSED = 6
+LIMITS = llguidance.LLParserLimits(
+    initial_lexer_fuel=200_000,  # half a second
+    max_lexer_states=50_000,  # of 2 KiB each
+    verbose_errors=False,
+)
 JSON_OBJECT = json.dumps({"type": "object"})
 # A space, or a new line with its indentation: a model that wanders off into white space would
-# never come back.
-JSON_STYLE = {"whitespace_flexible": True, "whitespace_pattern": r" ?|\r?\n[ \t]{0,24}"}
+# never come back. The rest keeps a schema's own `x-guidance` from saying otherwise.
+JSON_STYLE = {
+    "whitespace_flexible": True,
+    "whitespace_pattern": r" ?|\r?\n[ \t]{0,24}",
+    "item_separator": ",",
+    "key_separator": ":",
+    "lenient": False,
+    # The cases of a union that pydantic tells apart by a field exclude each other; that they do is
+    # more than llguidance can always see.
+    "coerce_one_of": True,
+}
 _PARAMETERS = {
     "json_object": "response_format",
     "json_schema": "response_format.json_schema.schema",
@@ -45,46 +75,92 @@ class Grammars:
         ending: Sequence[int],
         tokenize: Callable[[str], list[int]],
     ) -> None:
-        self._size = len(pieces)
         self._pieces = pieces
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(_Vocabulary(pieces, special, ending, tokenize)),
             eos_token=list(ending),
         )
+        self._abandoned: list[threading.Thread] = []
+        self._hopeless: deque[bytes] = deque(maxlen=256)
 
     def compile(self, constraint: Constraint) -> Matcher:
         """Raises `RequestRefused` that names the parameter."""
         param = _PARAMETERS.get(constraint.kind)
-        if len(constraint.text) > MAX_TEXT:
-            raise RequestRefused(
-                f"{param}: {len(constraint.text)} characters; the limit is {MAX_TEXT}", param
-            )
         try:
-            grammar = _grammar(constraint)
-        except (ValueError, RecursionError, AssertionError, IndexError, KeyError) as error:
-            raise RequestRefused(f"{param}: {str(error)[:500] or 'not a grammar'}", param) from None
-        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
-        if matcher.is_error():
-            raise RequestRefused(f"{param}: {matcher.get_error()[:500]}", param)
+            if len(constraint.text) > MAX_TEXT:
+                raise ValueError(f"{len(constraint.text)} characters; the limit is {MAX_TEXT}")
+            matcher = self._compiled(_grammar(constraint))
+        except ValueError as error:
+            raise RequestRefused(f"{param}: {str(error)[:500]}", param) from None
         trigger = constraint.trigger.encode() if constraint.trigger else None
-        found = Matcher(self._tokenizer, matcher, self._pieces, trigger)
-        # What can't begin is refused here, and not at the first token.
-        if trigger is None:
-            found.allowed()
-        if found.failure:
-            raise RequestRefused(f"{param}: {found.failure[:500]}", param)
-        return found
+        return Matcher(self._tokenizer, matcher, self._pieces, trigger)
+
+    def _compiled(self, grammar: str) -> Any:
+        """A matcher that has begun well, within `MOST_SECONDS`. Raises `ValueError`."""
+        digest = hashlib.sha256(grammar.encode("utf-8", "replace")).digest()
+        self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
+        if digest in self._hopeless:
+            raise ValueError(_TOO_COMPLEX)
+        if len(self._abandoned) >= MOST_ABANDONED:
+            raise ValueError("the server still works on others that are too complex; try later")
+        made: list[Any] = []
+        thread = _start_with_stack(lambda: made.append(self._begun(grammar)))
+        thread.join(MOST_SECONDS)
+        if thread.is_alive():
+            self._abandoned.append(thread)
+            self._hopeless.append(digest)
+            raise ValueError(_TOO_COMPLEX)
+        if not made:
+            raise ValueError("it can't be compiled")
+        [(matcher, failure)] = made
+        if failure:
+            raise ValueError(failure)
+        return matcher
+
+    def _begun(self, grammar: str) -> tuple[Any, str]:
+        """A matcher, and why it can't go on, if so: after the first mask, whose states it keeps,
+        and after a few tokens."""
+        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
+        if matcher.is_error():
+            return matcher, _said(matcher) or "not a grammar"
+        first = Matcher(self._tokenizer, matcher, self._pieces, None)
+        allowed = first.allowed()
+        if first.failure:
+            return matcher, first.failure
+        rehearsal = Matcher(self._tokenizer, matcher.deep_copy(), self._pieces, None)
+        for _ in range(REHEARSED):
+            if allowed is None or rehearsal.ended:
+                break
+            rehearsal.accept(int(allowed.argmax()))
+            allowed = rehearsal.allowed()
+        return matcher, rehearsal.failure
+
+
+_NAMED = {"NoExtensionBias": "no text of this model's tokens fits"}
+_TOO_COMPLEX = f"too complex: it is not compiled after {MOST_SECONDS:g} s"
+
+
+def _start_with_stack(target: Callable[[], None]) -> threading.Thread:
+    """Runs `target` in a thread with a stack of `STACK` bytes."""
+    thread = threading.Thread(target=target, name="compile", daemon=True)
+    before = threading.stack_size(STACK)
+    try:
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    return thread
 
 
 def _grammar(constraint: Constraint) -> str:
+    """In llguidance's own words. Raises `ValueError`."""
+    _check_multiples(constraint.text)
     match constraint.kind:
         case "json_object":
             return _json(JSON_OBJECT)
         case "json_schema":
             return _json(constraint.text)
         case "gbnf":
-            _check_nesting(constraint.text)
-            return str(llguidance.LLMatcher.grammar_from_lark(any_to_lark(constraint.text)))
+            return str(llguidance.LLMatcher.grammar_from_lark(lark(constraint.text)))
         case "lark":
             return str(llguidance.LLMatcher.grammar_from_lark(constraint.text))
     raise ValueError(f"a constraint of kind {constraint.kind!r} is not known")
@@ -94,12 +170,29 @@ def _json(schema: str) -> str:
     return str(llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=JSON_STYLE))
 
 
-def _check_nesting(text: str) -> None:
-    depth = 0
-    for character in text:
-        depth += (character == "(") - (character == ")")
-        if depth > MAX_NESTING:
-            raise ValueError(f"groups are nested deeper than {MAX_NESTING}")
+def _check_multiples(text: str) -> None:
+    """Bounds the remainders that the schemas in `text`, JSON or Lark with JSON in it, count. Powers
+    of ten cost nothing: they are digits."""
+    together, multiple = 0, 1
+    for spelled in _MULTIPLE_OF.findall(text):
+        try:
+            digits = Decimal(spelled).normalize().as_tuple().digits
+        except InvalidOperation:
+            continue
+        remainders = int("".join(map(str, digits[:20]))) or 1
+        together += remainders
+        multiple = math.lcm(multiple, remainders)
+        if max(together, multiple) > MAX_REMAINDERS:
+            raise ValueError(
+                f"multipleOf: the least common multiple and the sum of all that there are, without "
+                f"powers of ten, must be at most {MAX_REMAINDERS}"
+            )
+
+
+def _said(matcher: Any) -> str:
+    """What went wrong, in words; empty when nothing did or none are known."""
+    error = str(matcher.get_error() or "").replace("<non-verbose/>", "").strip()
+    return _NAMED.get(error, error)
 
 
 class Matcher:
@@ -126,7 +219,7 @@ class Matcher:
             return None
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         if self._matcher.is_error():
-            self.failure = self._matcher.get_error() or "the grammar has come to a dead end"
+            self.failure = _said(self._matcher) or "the grammar has come to a dead end"
             return None
         bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
         allowed: NDArray[np.bool_] = bits[: len(self._pieces)].astype(bool)
@@ -141,7 +234,7 @@ class Matcher:
             return
         if self._trigger is None:
             if not self._matcher.is_stopped() and not self._matcher.consume_token(token):
-                self.failure = self._matcher.get_error() or "the grammar does not go on like this"
+                self.failure = _said(self._matcher) or "the grammar does not go on like this"
             return
         self._tail += self._pieces[token]
         at = self._tail.find(self._trigger)
