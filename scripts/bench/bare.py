@@ -36,20 +36,27 @@ class Question(msgspec.Struct):
     stream: bool = False
 
 
-def frame(value: Any) -> bytes:
-    raw = msgspec.msgpack.encode(value)
-    return len(raw).to_bytes(LENGTH_BYTES, "big") + raw
-
-
 class Frames(asyncio.Protocol):
     """The socketpair's end in either process; calls `got(value)` for each frame."""
 
     def __init__(self, got: Any) -> None:
         self._got = got
         self._buffer = bytearray()
+        self._out = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: Any = transport
+        self._transport: Any = transport
+
+    def send(self, value: Any) -> None:
+        """All frames of one turn of the loop go out in one write: writes are what costs most."""
+        if not self._out:
+            asyncio.get_running_loop().call_soon(self._flush)
+        raw = msgspec.msgpack.encode(value)
+        self._out += len(raw).to_bytes(LENGTH_BYTES, "big") + raw
+
+    def _flush(self) -> None:
+        self._transport.write(bytes(self._out))
+        self._out.clear()
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -63,7 +70,8 @@ class Frames(asyncio.Protocol):
         del self._buffer[:at]
 
     def connection_lost(self, error: Exception | None) -> None:
-        asyncio.get_running_loop().stop()
+        # The other process has gone, and one is no use without the other.
+        os._exit(0)
 
 
 async def work(end: socket.socket) -> None:
@@ -75,7 +83,7 @@ async def work(end: socket.socket) -> None:
         if stream:
             running[number] = [text, tokens, 0]
         else:
-            link.transport.write(frame([[number, text[:tokens], True]]))
+            link.send([[number, text[:tokens], True]])
 
     loop = asyncio.get_running_loop()
     _, link = await loop.create_connection(lambda: Frames(got), sock=end)
@@ -91,7 +99,7 @@ async def work(end: socket.socket) -> None:
             if at + 1 == tokens:
                 del running[number]
         if pieces:
-            link.transport.write(frame(pieces))
+            link.send(pieces)
 
 
 class Gateway:
@@ -112,7 +120,7 @@ class Gateway:
         number, queue = self._last, asyncio.Queue()
         self._waiting[number] = queue
         text = asked.messages[-1].content
-        self.link.transport.write(frame([number, text, asked.max_tokens, asked.stream]))
+        self.link.send([number, text, asked.max_tokens, asked.stream])
         try:
             if asked.stream:
                 return await self._stream(request, asked, queue)
@@ -162,7 +170,6 @@ def main() -> None:
     ours, theirs = socket.socketpair()
     if os.fork() == 0:
         ours.close()
-        # The server's end closes with the server, and the loop then stops.
         uvloop.run(work(theirs))
         return
     theirs.close()

@@ -33,8 +33,8 @@ _SYMMETRIC = np.array(
 )
 _NIBBLE_DEVIATION = (sum((number - 8) ** 2 for number in range(1, 16)) / 16) ** 0.5
 
-# Queries and keys of this size make attention look at a few tokens and not at all alike, so that the
-# next token follows from the whole text, and greedy answers don't run in circles, which would
+# Queries and keys of this size make attention look at a few tokens and not at all alike, so that
+# the next token follows from the whole text, and greedy answers don't run in circles, which would
 # flatter a server that guesses ahead.
 _SHARP = 2.0
 
