@@ -76,7 +76,7 @@ def test_files_in_conf_d_add_to_the_main_file(tmp_path: Path) -> None:
         (lambda data: data[:100], "truncated: the file is cut off inside its header"),
         (lambda data: data[:-1000], "truncated: the tensor"),
         (lambda data: b"PK\x03\x04" + data[4:], "not a model file: it is a zip archive"),
-        (lambda data: b"tjgg" + data[4:], "no plugin loads ggml files"),
+        (lambda data: b"tjgg" + data[4:], "width is 0 in the header"),
         (lambda data: data[:4] + b"\x09" + data[5:], "GGUF version 9 is not known"),
         (lambda data: data[:8] + b"\xff" * 8 + data[16:], "the header announces"),
         (lambda data: data[:24] + b"\xff" * 8 + data[32:], "a string of 18446744073709551615"),
