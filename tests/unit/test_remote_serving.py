@@ -166,15 +166,11 @@ def test_a_relay_that_gives_no_model_info_is_named() -> None:
     assert "open gave NoneType, not a ModelInfo" in str(daemon.error)
 
 
-class Coded(RequestRefused):
-    code = "too_long"
-
-
 @pytest.mark.parametrize(
     ("error", "failed"),
     [
         (RequestRefused("no", "p"), wire.Failed(1, "caller", "no", None, "p")),
-        (Coded("no", "p"), wire.Failed(1, "caller", "no", "too_long", "p")),
+        (RequestRefused("no", "p", "too_long"), wire.Failed(1, "caller", "no", "too_long", "p")),
         (RelayFailed("no"), wire.Failed(1, "backend", "no")),
         (
             RelayFailed("no", "hxd", "busy", 5.0),
@@ -350,15 +346,17 @@ def test_steps_grow_while_the_loop_turns_though_nothing_arrives() -> None:
 
 
 def test_steps_stand_still_while_the_loop_hangs_and_what_it_holds_shows() -> None:
-    release = threading.Event()
+    release, entered = threading.Event(), threading.Event()
 
     async def act(request: Any, emit: Any) -> wire.Done:
+        entered.set()
         release.wait(SECONDS)
         return await echo(request, emit)
 
     with serves(act) as (daemon, _):
         daemon.ask(1, "a")
         daemon.ask(2, "b")
+        assert entered.wait(SECONDS)
         seen = [daemon.engine.pong(n) for n in range(5)]
         assert {pong.steps for pong in seen} == {0}
         assert seen[-1].running == 2
