@@ -62,11 +62,13 @@ class Tools(msgspec.Struct, omit_defaults=True):
 class Constraint(msgspec.Struct, omit_defaults=True):
     """What the text of the answer must look like. `kind`: `json_object`, `json_schema`, `gbnf`
     (llama.cpp's grammars) or `lark` (llguidance's). With `trigger`, everything is allowed until
-    that text has been generated, and the constraint holds from there on."""
+    that text has been generated, and the constraint holds from there on. `param`: where in the
+    request it came from, for messages."""
 
     kind: str
     text: str = ""
     trigger: str | None = None
+    param: str = "response_format"
 
 
 class Sampling(msgspec.Struct, omit_defaults=True):

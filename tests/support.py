@@ -19,6 +19,7 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 HXD = (sys.executable, "-m", "hxd")
+HXCTL = "from hxd.cli.ctl import hxctl; hxctl()"
 DEMO = """
 [models.hxd-demo]
 source = "builtin:demo"
@@ -179,6 +180,18 @@ def usage(prompt: int, completion: int, *, cached: int = 0) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+
+
+async def hxctl(daemon: Daemon, *arguments: str) -> Any:
+    """What `hxctl --json` says over the admin socket."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", HXCTL, "--socket", str(daemon.folder / "run" / "admin.sock")),
+        *("--json", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    return json.loads(output)
 
 
 def run_hxd(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from hxd import hookspecs, wire
 from hxd.worker import tokens
@@ -31,7 +30,8 @@ class Refused(Exception):
 @dataclass
 class Prepared:
     """A sequence ready to run. `output` has seen the tokens of `sequence.produced`. `echo` is what
-    the answer begins with, before anything is generated."""
+    the answer begins with, before anything is generated. `held_by`: the parameter that constrains
+    the answer."""
 
     sequence: hookspecs.Sequence
     output: Output
@@ -39,6 +39,7 @@ class Prepared:
     generated: int = 0
     echo: str = ""
     cached: int = 0
+    held_by: str | None = None
 
 
 class Preparer:
@@ -74,6 +75,7 @@ class Preparer:
         for token in request.resume:
             output.feed(token)
         output.take()
+        constraint = self._constraint(request)
         room = self._context - len(prompt)
         limit = room if request.max_tokens is None else min(room, request.max_tokens)
         sequence = hookspecs.Sequence(
@@ -83,7 +85,7 @@ class Preparer:
             sampling=request.sampling,
             produced=request.resume,
             limit=limit,
-            constraint=self._constraint(request),
+            constraint=None if constraint is None else self._backend.compile(constraint),
             logprobs=request.logprobs,
             prompt_logprobs=request.echo and request.logprobs is not None,
             cache=request.cache,
@@ -94,6 +96,7 @@ class Preparer:
             limit,
             generated=len(request.resume),
             echo=self._echo(request, prompt) if request.echo and not request.resume else "",
+            held_by=None if constraint is None else constraint.param,
         )
 
     def _check(self, request: wire.Generate) -> None:
@@ -101,9 +104,8 @@ class Preparer:
         if request.logprobs is not None and "logprobs" not in able:
             raise _unable("logprobs", "this model's backend does not report logprobs")
         if request.constraint is not None and "constrain" not in able:
-            raise _unable(
-                "response_format", "this model's backend can't hold an answer to a grammar"
-            )
+            param, _, _ = request.constraint.param.partition(".")
+            raise _unable(param, "this model's backend can't hold an answer to a grammar")
         if request.tools is not None:
             check_tools(request.tools)
             forced = request.tools.choice == "required" or request.tools.named
@@ -120,15 +122,17 @@ class Preparer:
         """As text, but with the control tokens that begin and end a tool call spelled out."""
         return self._backend.token_bytes(token, special=token in self._markers)
 
-    def _constraint(self, request: wire.Generate) -> Any:
+    def _constraint(self, request: wire.Generate) -> wire.Constraint | None:
         asked = request.constraint
         if asked is not None and asked.kind == "json_schema":
-            check_schema(asked.text, "response_format.json_schema.schema")
+            check_schema(asked.text, asked.param)
         if asked is None and request.tools is not None and "constrain" in self._info.capabilities:
             asked = tool_constraint.constraint(
                 self._family, request.tools, self._info.special_tokens
             )
-        return None if asked is None else self._backend.compile(asked)
+            if asked is not None:
+                asked.param = "tools"
+        return asked
 
     def _echo(self, request: wire.Generate, prompt: list[int]) -> str:
         if request.text is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from hxd import hookspecs, wire
 from hxd.errors import Fault
@@ -18,9 +18,9 @@ from hxd.worker import tokens
 from hxd.worker.channel import Channel
 from hxd.worker.prepare import Prepared, Preparer, Refused
 
-# One step's deltas go out in frames of so many, which keeps a frame below the daemon's limit even
-# with 20 alternatives for each token.
-MAX_DELTAS = 64
+# What a delta and a logprob have besides their texts, in msgpack.
+_DELTA_BYTES = 32
+_LOGPROB_BYTES = 16
 
 
 def gauges(backend: hookspecs.Backend | hookspecs.Embedder) -> dict[str, float]:
@@ -144,8 +144,9 @@ class Engine:
 
     def _start(self, prepared: Prepared) -> None:
         sequence = prepared.sequence
-        if prepared.echo:
-            self._channel.send(wire.Step([wire.Delta(sequence.id, [], prepared.echo)]))
+        for start in range(0, len(prepared.echo), tokens.FRAME_CHARACTERS):
+            part = prepared.echo[start : start + tokens.FRAME_CHARACTERS]
+            self._channel.send(wire.Step([wire.Delta(sequence.id, [], part)]))
         # A prompt can be scored without an answer; it must be read for that.
         scored = sequence.prompt_logprobs and not sequence.produced
         if prepared.output.stopped or (prepared.generated >= prepared.limit and not scored):
@@ -173,12 +174,15 @@ class Engine:
                 deltas.append(delta)
             if finish:
                 ended.append((prepared, finish))
-        for start in range(0, len(deltas), MAX_DELTAS):
-            self._channel.send(wire.Step(deltas[start : start + MAX_DELTAS]))
+        for frame in _frames(deltas):
+            self._channel.send(frame)
         for advance in advances:
             if advance.error is not None and advance.id in self._running:
-                self._drop(self._running[advance.id])
-                self._fail(advance.id, Fault.BACKEND, advance.error)
+                prepared = self._running[advance.id]
+                self._drop(prepared)
+                # A constraint that turns out to be too complex on the way is the caller's.
+                fault = Fault.BACKEND if prepared.held_by is None else Fault.CALLER
+                self._fail(advance.id, fault, advance.error, param=prepared.held_by)
         for prepared, finish in ended:
             if prepared.sequence.id in self._running:
                 self._end(prepared, finish)
@@ -248,3 +252,35 @@ class Engine:
     def _forget(self, id: int) -> None:
         self._live.discard(id)
         self._cancelled.discard(id)
+
+
+def _frames(deltas: Iterable[wire.Delta]) -> Iterator[wire.Step]:
+    """The deltas in frames well below the daemon's limit: a long prompt's logprobs with all their
+    alternatives come in one step."""
+    frame: list[wire.Delta] = []
+    size = 0
+    for delta in deltas:
+        for part, space in _parts(delta):
+            if frame and size + space > tokens.FRAME_BYTES:
+                yield wire.Step(frame)
+                frame, size = [], 0
+            frame.append(part)
+            size += space
+    if frame:
+        yield wire.Step(frame)
+
+
+def _parts(delta: wire.Delta) -> Iterator[tuple[wire.Delta, int]]:
+    """The delta with as many logprobs as a frame holds, then the rest of them; with their sizes."""
+    texts = len(delta.text) + sum(len(call.arguments) for call in delta.calls)
+    size = _DELTA_BYTES + 4 * texts + 5 * len(delta.tokens)
+    logprobs, delta.logprobs = delta.logprobs, []
+    for logprob in logprobs:
+        space = _LOGPROB_BYTES + len(logprob.piece)
+        space += sum(_LOGPROB_BYTES + len(piece) for _, piece, _ in logprob.top)
+        if delta.logprobs and size + space > tokens.FRAME_BYTES:
+            yield delta, size
+            delta, size = wire.Delta(delta.id, [], ""), _DELTA_BYTES
+        delta.logprobs.append(logprob)
+        size += space
+    yield delta, size

@@ -9,14 +9,14 @@ is known to have no end is refused before.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import math
+import os
 import re
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import llguidance
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from hxd.hookspecs import RequestRefused
 from hxd.wire import Constraint
 
+from . import effort
 from .gbnf_lark import lark
 
 MAX_TEXT = 512 << 10
@@ -33,9 +34,6 @@ MAX_TEXT = 512 << 10
 STACK = 64 << 20
 MOST_SECONDS = 2.0
 MOST_ABANDONED = 2
-# An automaton has a state per remainder: 100,003 takes seconds, 10⁹ all the memory there is.
-MAX_REMAINDERS = 10_000
-_MULTIPLE_OF = re.compile(r'"multipleOf"\s*:\s*([-+.0-9eE]+)')
 # Some limits of llguidance show only after the first tokens.
 REHEARSED = 6
 LIMITS = llguidance.LLParserLimits(
@@ -55,12 +53,6 @@ JSON_STYLE = {
     # The cases of a union that pydantic tells apart by a field exclude each other; that they do is
     # more than llguidance can always see.
     "coerce_one_of": True,
-}
-_PARAMETERS = {
-    "json_object": "response_format",
-    "json_schema": "response_format.json_schema.schema",
-    "gbnf": "grammar",
-    "lark": "tools",
 }
 
 
@@ -85,7 +77,7 @@ class Grammars:
 
     def compile(self, constraint: Constraint) -> Matcher:
         """Raises `RequestRefused` that names the parameter."""
-        param = _PARAMETERS.get(constraint.kind)
+        param = constraint.param
         try:
             if len(constraint.text) > MAX_TEXT:
                 raise ValueError(f"{len(constraint.text)} characters; the limit is {MAX_TEXT}")
@@ -107,6 +99,7 @@ class Grammars:
         thread = _start_with_stack(lambda: made.append(self._begun(grammar)))
         thread.join(MOST_SECONDS)
         if thread.is_alive():
+            _step_back(thread)
             self._abandoned.append(thread)
             self._hopeless.append(digest)
             raise ValueError(_TOO_COMPLEX)
@@ -136,6 +129,8 @@ class Grammars:
         return matcher, rehearsal.failure
 
 
+_PLACE = re.compile(r"^(at )?\d+\(\d+\): ")
+_EXCERPT = re.compile(r"\n *\d+ \| ")
 _NAMED = {"NoExtensionBias": "no text of this model's tokens fits"}
 _TOO_COMPLEX = f"too complex: it is not compiled after {MOST_SECONDS:g} s"
 
@@ -151,17 +146,26 @@ def _start_with_stack(target: Callable[[], None]) -> threading.Thread:
     return thread
 
 
+def _step_back(thread: threading.Thread) -> None:
+    """Let it go on to its end behind everybody else; there is no way to stop it."""
+    if thread.native_id is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, thread.native_id, 19)
+
+
 def _grammar(constraint: Constraint) -> str:
     """In llguidance's own words. Raises `ValueError`."""
-    _check_multiples(constraint.text)
     match constraint.kind:
         case "json_object":
             return _json(JSON_OBJECT)
         case "json_schema":
+            effort.check(json.loads(constraint.text))
             return _json(constraint.text)
         case "gbnf":
             return str(llguidance.LLMatcher.grammar_from_lark(lark(constraint.text)))
         case "lark":
+            for schema in effort.embedded(constraint.text):
+                effort.check(schema)
             return str(llguidance.LLMatcher.grammar_from_lark(constraint.text))
     raise ValueError(f"a constraint of kind {constraint.kind!r} is not known")
 
@@ -170,28 +174,11 @@ def _json(schema: str) -> str:
     return str(llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=JSON_STYLE))
 
 
-def _check_multiples(text: str) -> None:
-    """Bounds the remainders that the schemas in `text`, JSON or Lark with JSON in it, count. Powers
-    of ten cost nothing: they are digits."""
-    together, multiple = 0, 1
-    for spelled in _MULTIPLE_OF.findall(text):
-        try:
-            digits = Decimal(spelled).normalize().as_tuple().digits
-        except InvalidOperation:
-            continue
-        remainders = int("".join(map(str, digits[:20]))) or 1
-        together += remainders
-        multiple = math.lcm(multiple, remainders)
-        if max(together, multiple) > MAX_REMAINDERS:
-            raise ValueError(
-                f"multipleOf: the least common multiple and the sum of all that there are, without "
-                f"powers of ten, must be at most {MAX_REMAINDERS}"
-            )
-
-
 def _said(matcher: Any) -> str:
-    """What went wrong, in words; empty when nothing did or none are known."""
-    error = str(matcher.get_error() or "").replace("<non-verbose/>", "").strip()
+    """What went wrong, in words; empty when nothing did or none are known. Without llguidance's
+    places in a grammar that the client has not written."""
+    error = str(matcher.get_error() or "").replace("<non-verbose/>", "")
+    error = _PLACE.sub("", _EXCERPT.split(error)[0]).strip()
     return _NAMED.get(error, error)
 
 
@@ -233,7 +220,10 @@ class Matcher:
         if self.failure:
             return
         if self._trigger is None:
-            if not self._matcher.is_stopped() and not self._matcher.consume_token(token):
+            if self._matcher.is_stopped():
+                return
+            # A limit that was passed stops the matcher as an end does.
+            if not self._matcher.consume_token(token) or self._matcher.is_error():
                 self.failure = _said(self._matcher) or "the grammar does not go on like this"
             return
         self._tail += self._pieces[token]
@@ -241,16 +231,21 @@ class Matcher:
         if at < 0:
             self._tail = self._tail[-len(self._trigger) :]
             return
+        # The token that completed the trigger may reach beyond it, into what fits or does not: then
+        # the model has not begun what the trigger stands for, and goes on as it likes.
         rest = self._tail[at + len(self._trigger) :]
+        parts = self._tokenizer.tokenize_bytes(rest) if rest else []
+        if self._matcher.validate_tokens(parts) < len(parts):
+            self._tail = rest[-len(self._trigger) :]
+            return
         self._trigger, self._tail = None, b""
-        # The token that completed the trigger may reach beyond it.
-        for part in self._tokenizer.tokenize_bytes(rest) if rest else ():
+        for part in parts:
             self.accept(part)
 
     @property
     def ended(self) -> bool:
         """Whether nothing but the end may follow."""
-        return self._trigger is None and bool(self._matcher.is_stopped())
+        return self._trigger is None and not self.failure and bool(self._matcher.is_stopped())
 
 
 class _Vocabulary:

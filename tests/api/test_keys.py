@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator
-from typing import Any
 
 import aiohttp
 import openai
@@ -14,11 +11,10 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
 
-from tests.support import Daemon, chat, echo, get, post, running, write_config
+from tests.support import Daemon, chat, echo, get, hxctl, post, running, write_config
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-HXCTL = "from hxd.cli.ctl import hxctl; hxctl()"
 PRIVATE = [
     "/v1/models", "/v1/models/echo", "/api/v1/models", "/health", "/metrics", "/admin/v1/status",
     "/admin/v1/keys", "/admin/v1/models", "/admin/v1/replicas", "/admin/v1/conditions",
@@ -30,18 +26,6 @@ async def daemon(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Daem
     config = write_config(tmp_path_factory.mktemp("keys"), echo(), auth=True)
     async with running(config) as daemon:
         yield daemon
-
-
-async def hxctl(daemon: Daemon, *arguments: str) -> Any:
-    """What `hxctl --json` says over the admin socket."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", HXCTL, "--socket", str(daemon.folder / "run" / "admin.sock")),
-        *("--json", *arguments),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    output, _ = await process.communicate()
-    assert process.returncode == 0
-    return json.loads(output)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -27,7 +27,7 @@ GRAMMARS = Grammars(
 
 def compiled(kind: str, text: Any, trigger: str | None = None) -> Matcher:
     spelled = text if isinstance(text, str) else json.dumps(text)
-    return GRAMMARS.compile(Constraint(kind, spelled, trigger))
+    return GRAMMARS.compile(Constraint(kind, spelled, trigger, param="here"))
 
 
 def fits(matcher: Matcher, text: str) -> bool:
@@ -159,7 +159,7 @@ def test_the_grammar_of_json_that_llama_cpp_ships_allows_json() -> None:
 def test_a_grammar_that_is_none_is_refused_by_its_line(grammar: str, message: str) -> None:
     with pytest.raises(RequestRefused, match=re.escape(message)) as refused:
         compiled("gbnf", grammar)
-    assert refused.value.param == "grammar"
+    assert refused.value.param == "here"
     assert len(str(refused.value)) < 600
 
 
@@ -176,7 +176,7 @@ def test_a_chain_of_4000_rules_harms_nothing(grammar: str) -> None:
     try:
         assert compiled("gbnf", grammar).allowed() is not None
     except RequestRefused as error:
-        assert error.param == "grammar"
+        assert error.param == "here"
 
 
 def referring(levels: int) -> dict[str, Any]:
@@ -214,6 +214,8 @@ def test_a_schema_that_may_be_anything_of_a_union_of_references_is_compiled() ->
         {"type": "integer", "multipleOf": 123456789},
         {"allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]},
         {"items": [{"multipleOf": 9973}] * 50},
+        {"patternProperties": {f"^p{i}$": {} for i in range(300)}},
+        {"allOf": [{"type": "string", "pattern": f"a.*b{i}"} for i in range(50)]},
         {"type": "string", "pattern": "(" * 60_000 + ")" * 60_000},
         {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(3_000)}},
         {"anyOf": [{"properties": {f"p{i}": {"type": "integer"}}} for i in range(1_500)]},
@@ -228,7 +230,7 @@ def test_a_schema_that_may_be_anything_of_a_union_of_references_is_compiled() ->
 def test_a_schema_that_can_not_be_kept_is_refused(schema: dict[str, Any]) -> None:
     with pytest.raises(RequestRefused) as refused:
         compiled("json_schema", schema)
-    assert refused.value.param == "response_format.json_schema.schema"
+    assert refused.value.param == "here"
     assert len(str(refused.value)) < 600
 
 
@@ -270,6 +272,39 @@ def test_a_trigger_holds_the_grammar_back_until_its_text_came() -> None:
     allowed = matcher.allowed()
     assert allowed is not None
     assert allowed.nonzero()[0].tolist() == [ord("x")]
+
+
+def test_a_token_that_reaches_beyond_the_trigger_begins_the_grammar_or_leaves_it_waiting() -> None:
+    pieces = [b"<t>", b"<t>x", b"<t>no", b"x", b"y", b"n", b"o", b"</s>"]
+    grammars = Grammars(
+        pieces, frozenset({7}), [7], lambda text: [pieces.index(letter.encode()) for letter in text]
+    )
+
+    def after(*tokens: int) -> list[int] | None:
+        matcher = grammars.compile(Constraint("gbnf", 'root ::= "xy"', "<t>"))
+        for token in tokens:
+            matcher.accept(token)
+        allowed = matcher.allowed()
+        assert not matcher.failure
+        return None if allowed is None else list(allowed.nonzero()[0])
+
+    assert after(3, 0) == [3]
+    assert after(1) == [4]
+    assert after(2) is None
+    assert after(2, 1) == [4]
+
+
+def test_a_grammar_that_passes_a_limit_on_the_way_has_failed_and_not_ended() -> None:
+    optional = {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(1_200)}}
+    schema = {"type": "array", "prefixItems": [{"const": "x" * 20}, optional], "minItems": 2}
+    matcher = compiled("json_schema", schema)
+    for byte in f'["{"x" * 20}",{{'.encode():
+        allowed = matcher.allowed()
+        assert allowed is not None
+        assert allowed[byte]
+        matcher.accept(byte)
+    assert "max is 2000" in matcher.failure
+    assert not matcher.ended
 
 
 def test_many_different_schemas_leave_no_memory_behind() -> None:

@@ -31,6 +31,7 @@ def _explain(message: str) -> CallerError:
     """msgspec's words, path first: "temperature: expected a number, got a string"."""
     what, _, path = message.partition(" - at ")
     path = path.strip("`").removeprefix("key in ").strip("`").removeprefix("$").removeprefix(".")
+    path = path.removesuffix("[...]")  # somewhere inside of what has no fields
     if match := re.search(r"missing required field `(\w+)`", what):
         param = f"{path}.{match[1]}".lstrip(".")
         return CallerError(f"{param}: this field is required", param=param)

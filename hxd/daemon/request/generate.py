@@ -95,11 +95,12 @@ class Generation:
         served = self._abilities.find(asked.model, "generate")
         seed = secrets.randbits(63) if asked.seed is None else asked.seed & _SEED_MASK
         choices = asked.n or 1
+        sampling, constraint = receive.sampling(asked), receive.constraint(asked)
         for order in orders:
-            order.sampling = receive.sampling(asked)
+            order.sampling = sampling
             order.max_tokens = limit
             order.stop = receive.stop_strings(asked)
-            order.constraint = receive.constraint(asked)
+            order.constraint = constraint
             order.logprobs = receive.logprobs(asked)
             if served.source.settings.prefix_cache == "per_key":
                 order.cache = request.get("key", "")

@@ -13,7 +13,7 @@ import msgspec
 
 from hxd import wire
 from hxd.daemon.request import body as body_text
-from hxd.daemon.request import receive_tools
+from hxd.daemon.request import freeform, receive_tools
 from hxd.daemon.request.receive_tools import CallBody, NamedChoice, ResponseFormat, ToolBody
 from hxd.errors import CallerError
 
@@ -121,6 +121,8 @@ def parse_chat(body: bytes) -> ChatRequest:
         raise CallerError("top_logprobs: needs logprobs to be true", param="top_logprobs")
     if request.modalities not in (None, ["text"]):
         raise _unsupported("modalities")
+    if request.chat_template_kwargs is not None:
+        freeform.check(request.chat_template_kwargs, "chat_template_kwargs")
     _check(request)
     return request
 
@@ -305,12 +307,14 @@ def prompts(request: CompletionRequest) -> list[str | list[int]]:
     if not given:
         raise CallerError("prompt: must not be empty", param="prompt")
     if all(type(item) is int for item in given):
+        _no_suffix(request)
         return [_ids(given, "prompt")]
     read: list[str | list[int]] = []
     for i, item in enumerate(given):
         if isinstance(item, str):
             read.append(item)
         elif isinstance(item, list) and item and all(type(token) is int for token in item):
+            _no_suffix(request)
             read.append(_ids(item, f"prompt[{i}]"))
         else:
             raise CallerError(
@@ -323,6 +327,11 @@ def prompts(request: CompletionRequest) -> list[str | list[int]]:
             param="prompt",
         )
     return read
+
+
+def _no_suffix(request: CompletionRequest) -> None:
+    if request.suffix:
+        raise CallerError("suffix: needs prompts of text, not of tokens", param="suffix")
 
 
 def _ids(tokens: list[Any], where: str) -> list[int]:

@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 
 from hxd import wire
+from hxd.daemon.request import freeform
 from hxd.errors import CallerError
 
 MAX_TOOLS = 128
 MAX_NAME = 64
-MAX_GRAMMAR = 256 << 10
+MAX_GRAMMAR = 128 << 10
 TEXT, JSON_OBJECT, JSON_SCHEMA = "text", "json_object", "json_schema"
 
 
@@ -100,6 +101,8 @@ def _function(tool: ToolBody, where: str) -> wire.Tool:
     if tool.function is None:
         raise CallerError(f"{where}.function: this field is required", param=f"{where}.function")
     function = tool.function
+    if function.parameters is not None:
+        freeform.check(function.parameters, f"{where}.function.parameters")
     return wire.Tool(function.name, function.description or "", function.parameters or {})
 
 
@@ -134,9 +137,9 @@ def constraint(
             raise CallerError(
                 f"grammar: {len(grammar)} characters; the limit is {MAX_GRAMMAR}", param="grammar"
             )
-        return wire.Constraint("gbnf", grammar)
+        return wire.Constraint("gbnf", grammar, param="grammar")
     if schema is not None:
-        return _schema(schema)
+        return _schema(schema, "json_schema")
     return None if form is None else _format(form)
 
 
@@ -144,21 +147,25 @@ def _format(form: ResponseFormat) -> wire.Constraint | None:
     if form.type == TEXT:
         return None
     if form.type == JSON_OBJECT:
-        return wire.Constraint(JSON_OBJECT) if form.schema is None else _schema(form.schema)
+        if form.schema is None:
+            return wire.Constraint(JSON_OBJECT, param="response_format")
+        return _schema(form.schema, "response_format.schema")
     if form.type != JSON_SCHEMA:
         raise CallerError(
             f"response_format.type: {form.type[:MAX_NAME]!r} is not one of text, json_object, "
             "json_schema",
             param="response_format.type",
         )
-    found = form.json_schema.schema if form.json_schema is not None else form.schema
-    if found is None:
-        raise CallerError(
-            "response_format.json_schema.schema: this field is required",
-            param="response_format.json_schema",
-        )
-    return _schema(found)
+    if form.json_schema is not None and form.json_schema.schema is not None:
+        return _schema(form.json_schema.schema, "response_format.json_schema.schema")
+    if form.schema is not None:
+        return _schema(form.schema, "response_format.schema")
+    raise CallerError(
+        "response_format.json_schema.schema: this field is required",
+        param="response_format.json_schema",
+    )
 
 
-def _schema(schema: dict[str, Any]) -> wire.Constraint:
-    return wire.Constraint(JSON_SCHEMA, msgspec.json.encode(schema).decode())
+def _schema(schema: dict[str, Any], param: str) -> wire.Constraint:
+    freeform.check(schema, param)
+    return wire.Constraint(JSON_SCHEMA, msgspec.json.encode(schema).decode(), param=param)

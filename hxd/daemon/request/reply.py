@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,42 +104,95 @@ class Choice:
         }
 
     def body(self, *, chat: bool) -> dict[str, Any]:
-        content: dict[str, Any]
-        content = {"message": self.message()} if chat else {"text": "".join(self._texts)}
-        logprobs = Logprobs(chat=chat).render(self._logprobs)
+        text = "".join(self._texts)
+        content: dict[str, Any] = {"message": self.message()} if chat else {"text": text}
         return {
             "index": self.index,
             **content,
-            "logprobs": logprobs,
+            "logprobs": Logprobs(chat=chat).render(self._logprobs, text),
             "finish_reason": self.finish,
         }
 
 
 class Logprobs:
-    """One choice's logprobs in the words of its endpoint; text completions count characters."""
+    """One choice's logprobs in the words of its endpoint."""
 
     def __init__(self, *, chat: bool) -> None:
         self._chat = chat
-        self._offset = 0
+        self._offsets = Offsets()
 
-    def render(self, logprobs: Sequence[wire.Logprob]) -> dict[str, Any] | None:
+    def render(self, logprobs: Sequence[wire.Logprob], text: str) -> dict[str, Any] | None:
+        """`text` is what the choice gained with them."""
+        if self._chat:
+            content = [_chat_logprob(one) for one in logprobs]
+            return {"content": content, "refusal": None} if content else None
+        self._offsets.feed(text)
         if not logprobs:
             return None
-        if self._chat:
-            return {"content": [_chat_logprob(one) for one in logprobs], "refusal": None}
-        offsets = []
-        for one in logprobs:
-            offsets.append(self._offset)
-            self._offset += len(_spelled(one.piece))
         return {
-            "tokens": [_spelled(one.piece) for one in logprobs],
-            "token_logprobs": [one.logprob for one in logprobs],
-            "top_logprobs": [
-                {_spelled(piece): value for _, piece, value in one.top} if one.top else None
-                for one in logprobs
-            ],
-            "text_offset": offsets,
+            "tokens": [_distinct(one.piece) for one in logprobs],
+            "token_logprobs": [_finite(one.logprob) for one in logprobs],
+            "top_logprobs": [_alternatives(one) for one in logprobs],
+            "text_offset": [self._offsets.of(one.piece) for one in logprobs],
         }
+
+
+class Offsets:
+    """Where in a text each of its tokens begins, in characters.
+
+    A token whose bytes are not what the text goes on with has no part in it: a control token. Only
+    a blank before the first word may be missing, which some tokenizers put there by themselves.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._told = 0  # characters that tokens have been found for
+        self._rest = ""
+        self._at = 0  # where in the rest the next token is looked for
+        self._fed: list[str] = []
+
+    def feed(self, text: str) -> None:
+        self._fed.append(text)
+
+    def of(self, piece: bytes) -> int:
+        """The offset of the next token, whose bytes are `piece`."""
+        if self._fed:
+            self._rest = "".join([self._rest[self._at :], *self._fed])
+            self._at = 0
+            self._fed.clear()
+        begins = self._told
+        said = self._decoder.decode(piece)
+        for spelled in (said, said.removeprefix(" ")):
+            if self._rest.startswith(spelled, self._at):
+                self._at += len(spelled)
+                self._told += len(spelled)
+                return begins
+        self._decoder.reset()
+        return begins
+
+
+# What OpenAI says for a probability of nothing; JSON has no infinity.
+_LEAST = -9999.0
+
+
+def _finite(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, _LEAST)
+
+
+def _alternatives(one: wire.Logprob) -> dict[str, float] | None:
+    """By their text; of two with the same, the likelier."""
+    found: dict[str, float] = {}
+    for _, piece, logprob in one.top:
+        found.setdefault(_distinct(piece), max(logprob, _LEAST))
+    return found or None
+
+
+def _distinct(piece: bytes) -> str:
+    """The text of a token; parts of characters as OpenAI's text completions spell them."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
 def _chat_logprob(one: wire.Logprob) -> dict[str, Any]:
@@ -149,11 +203,8 @@ def _chat_logprob(one: wire.Logprob) -> dict[str, Any]:
 
 
 def _named(token: int, piece: bytes, logprob: float | None) -> dict[str, Any]:
-    return {"id": token, "token": _spelled(piece), "bytes": list(piece), "logprob": logprob}
-
-
-def _spelled(piece: bytes) -> str:
-    return piece.decode("utf-8", "replace")
+    spelled = piece.decode("utf-8", "replace")
+    return {"id": token, "token": spelled, "bytes": list(piece), "logprob": _finite(logprob)}
 
 
 @dataclass(frozen=True)
@@ -182,7 +233,7 @@ class Shape:
         if piece.reasoning:
             delta["reasoning_content"] = piece.reasoning
         if piece.calls:
-            delta["tool_calls"] = [_call_delta(call) for call in piece.calls]
+            delta["tool_calls"] = [_call_delta(call) for call in _merged(piece.calls)]
         return delta
 
     def usage(self, usage: Usage) -> bytes:
@@ -217,6 +268,15 @@ class Shape:
             "model": self.model,
             "system_fingerprint": FINGERPRINT,
         }
+
+
+def _merged(calls: Sequence[wire.CallDelta]) -> list[wire.CallDelta]:
+    """One part per call: not every client joins several of one chunk."""
+    found: dict[int, wire.CallDelta] = {}
+    for call in calls:
+        first = found.setdefault(call.index, wire.CallDelta(call.index, call.id, call.name, ""))
+        first.arguments += call.arguments
+    return list(found.values())
 
 
 def _call_delta(call: wire.CallDelta) -> dict[str, Any]:
@@ -257,7 +317,7 @@ class Chunks:
             if shape.chat:
                 role = {"role": "assistant", "content": ""}
                 data += shape.chunk(piece.index, role, **self._more)
-        logprobs = self._logprobs[piece.index].render(piece.logprobs)
+        logprobs = self._logprobs[piece.index].render(piece.logprobs, piece.text)
         if piece.finish is not None:
             self._usage.add(piece)
             content: dict[str, Any] | str = {} if shape.chat else piece.text
