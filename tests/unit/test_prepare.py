@@ -1,0 +1,123 @@
+"""From requests to sequences, and from what a backend gives to frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hxd import wire
+from hxd.hookspecs import ModelInfo, RequestRefused
+from hxd.worker import serve
+from hxd.worker.prepare import Preparer, Refused
+
+BOS, BEFORE, BEHIND, MIDDLE = 256, 257, 258, 259
+
+
+class Bytes:
+    """Bytes are tokens, and there are four control tokens. `compiled` records constraints."""
+
+    def __init__(self) -> None:
+        self.compiled: list[wire.Constraint] = []
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        return [BOS] * add_special + list(text.encode())
+
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        return bytes([token]) if token < BOS else b""
+
+    def compile(self, constraint: wire.Constraint) -> str:
+        self.compiled.append(constraint)
+        return "compiled"
+
+
+def prepared(backend: Bytes | None = None, **fields: Any) -> Any:
+    given = {"id": 1, "seed": 1, "max_tokens": 9} | fields
+    info = ModelInfo(
+        context=1000,
+        vocab="bytes",
+        infill=(BEFORE, BEHIND, MIDDLE),
+        capabilities=frozenset({"generate", "logprobs", "constrain"}),
+    )
+    return Preparer(backend or Bytes(), info).prepare(wire.Generate(**given))  # type: ignore[arg-type]
+
+
+def test_a_suffix_puts_both_sides_behind_their_tokens() -> None:
+    prompt = prepared(text="ab", suffix="c").sequence.prompt
+    assert prompt == [BOS, BEFORE, *b"ab", BEHIND, *b"c", MIDDLE]
+
+
+def test_an_infill_that_fits_only_in_parts_is_too_long() -> None:
+    assert len(prepared(text="a" * 490, suffix="b" * 490).sequence.prompt) == 984
+    with pytest.raises(Refused, match="1104 tokens") as refused:
+        prepared(text="a" * 550, suffix="b" * 550)
+    assert refused.value.code == "context_length_exceeded"
+
+
+def test_scoring_asks_for_the_logprobs_of_the_prompt_too() -> None:
+    assert prepared(text="a", echo=True, logprobs=2).sequence.prompt_logprobs
+    assert not prepared(text="a", logprobs=2).sequence.prompt_logprobs
+    assert not prepared(text="a", echo=True).sequence.prompt_logprobs
+
+
+def test_another_worker_does_not_echo_again() -> None:
+    assert prepared(text="abc", echo=True).echo == "abc"
+    assert prepared(tokens=[*b"n\xc3", 0xA9, 0xFF], echo=True).echo == "né\ufffd"
+    assert prepared(text="abc", echo=True, resume=[100]).echo == ""
+
+
+def test_a_prompt_that_is_too_long_costs_no_compilation() -> None:
+    backend = Bytes()
+    constraint = wire.Constraint("json_object")
+    with pytest.raises(Refused):
+        prepared(backend, text="a" * 2000, constraint=constraint)
+    assert backend.compiled == []
+    assert prepared(backend, text="a", constraint=constraint).sequence.constraint == "compiled"
+
+
+def test_a_refused_schema_is_named_as_the_client_sent_it() -> None:
+    for param in ("json_schema", "response_format.schema"):
+        constraint = wire.Constraint("json_schema", '{"$ref": "#"}', param=param)
+        with pytest.raises(RequestRefused) as refused:
+            prepared(text="a", constraint=constraint)
+        assert refused.value.param == param
+
+
+def test_what_holds_an_answer_to_its_tools_is_named_after_them() -> None:
+    backend = Bytes()
+    tools = wire.Tools([wire.Tool("f")], "required")
+    made = prepared(backend, messages=[wire.Message("user", "x")], tools=tools)
+    assert made.held_by == "tools"
+    assert [constraint.param for constraint in backend.compiled] == ["tools"]
+
+
+def logprob(size: int, alternatives: int) -> wire.Logprob:
+    return wire.Logprob(1, b"x" * size, -1.0, [(2, b"y" * size, -2.0)] * alternatives)
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        [wire.Delta(1, [1, 2], "ab", [], [logprob(8, 20)] * 8192)],
+        [wire.Delta(i, [1], "a", [], [logprob(256, 20)] * 20) for i in range(64)],
+        [wire.Delta(i, [1], "x" * 16_000) for i in range(256)],
+        [wire.Delta(1, [1], "a", [wire.CallDelta(0, "i", "f", "y" * 1000)], [logprob(9, 0)] * 3)],
+        [],
+    ],
+    ids=["one prompt", "many answers", "long texts", "a call", "nothing"],
+)
+def test_deltas_of_any_size_go_out_in_frames_that_the_daemon_takes(
+    deltas: list[wire.Delta],
+) -> None:
+    expected = {delta.id: (delta.tokens, delta.text, len(delta.logprobs)) for delta in deltas}
+    got: dict[int, tuple[list[int], str, int]] = {}
+    for frame in serve._frames(deltas):
+        assert len(wire.encode(frame)) < wire.TO_DAEMON_LIMIT
+        for delta in frame.deltas:
+            tokens, text, count = got.get(delta.id, ([], "", 0))
+            got[delta.id] = (
+                tokens + delta.tokens,
+                text + delta.text,
+                count + len(delta.logprobs),
+            )
+    assert got == expected
