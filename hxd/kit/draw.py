@@ -143,6 +143,9 @@ class Sampler:
             ) * np.float32(self._sampling.presence_penalty)
         if allowed is not None:
             shaped[~allowed] = -np.inf
+            if shaped.max() == -np.inf:
+                # All that may come is forbidden by a bias or the model: the constraint wins.
+                shaped[allowed] = 0.0
         return shaped
 
     def _pick(self, logits: Logits) -> int:

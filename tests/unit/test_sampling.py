@@ -261,6 +261,14 @@ def test_the_only_allowed_token_is_drawn_however_unlikely() -> None:
         assert sampler(**settings).draw(row, only(11)) == 11
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_constraint_wins_over_what_forbids_all_that_it_allows(temperature: float) -> None:
+    row = logits()
+    assert sampler(temperature=temperature, ignore_eos=True).draw(row, only(END)) == END
+    row[[7, 8]] = -np.inf
+    assert sampler(temperature=temperature).draw(row, only(7, 8)) in (7, 8)
+
+
 def test_allowing_everything_changes_no_draw() -> None:
     everything = np.ones(SIZE, dtype=bool)
     for settings in SETTINGS:
