@@ -15,7 +15,7 @@ import json
 import os
 import re
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,6 +34,7 @@ MAX_TEXT = 512 << 10
 STACK = 64 << 20
 MOST_SECONDS = 2.0
 MOST_ABANDONED = 2
+MOST_KNOWN = 8
 # Some limits of llguidance show only after the first tokens.
 REHEARSED = 6
 LIMITS = llguidance.LLParserLimits(
@@ -74,6 +75,8 @@ class Grammars:
         )
         self._abandoned: list[threading.Thread] = []
         self._hopeless: deque[bytes] = deque(maxlen=256)
+        # Applications send the same tools with every request. The least recently used is first.
+        self._known: OrderedDict[bytes, Any] = OrderedDict()
 
     def compile(self, constraint: Constraint) -> Matcher:
         """Raises `RequestRefused` that names the parameter."""
@@ -90,6 +93,9 @@ class Grammars:
     def _compiled(self, grammar: str) -> Any:
         """A matcher that has begun well, within `MOST_SECONDS`. Raises `ValueError`."""
         digest = hashlib.sha256(grammar.encode("utf-8", "replace")).digest()
+        if digest in self._known:
+            self._known.move_to_end(digest)
+            return self._known[digest].deep_copy()
         self._abandoned = [thread for thread in self._abandoned if thread.is_alive()]
         if digest in self._hopeless:
             raise ValueError(_TOO_COMPLEX)
@@ -108,7 +114,10 @@ class Grammars:
         [(matcher, failure)] = made
         if failure:
             raise ValueError(failure)
-        return matcher
+        self._known[digest] = matcher
+        while len(self._known) > MOST_KNOWN:
+            self._known.popitem(last=False)
+        return matcher.deep_copy()
 
     def _begun(self, grammar: str) -> tuple[Any, str]:
         """A matcher, and why it can't go on, if so: after the first mask, whose states it keeps,

@@ -307,6 +307,14 @@ def test_a_grammar_that_passes_a_limit_on_the_way_has_failed_and_not_ended() -> 
     assert not matcher.ended
 
 
+def test_a_grammar_that_is_known_already_starts_anew_each_time() -> None:
+    first, second = [compiled("gbnf", 'root ::= "ab" | "cd"') for _ in "ab"]
+    first.accept(ord("a"))
+    assert fits(second, "cd")
+    assert fits(first, "b")
+    assert fits(compiled("gbnf", 'root ::= "ab" | "cd"'), "ab")
+
+
 def test_many_different_schemas_leave_no_memory_behind() -> None:
     def grow(start: int) -> int:
         for i in range(start, start + 200):
