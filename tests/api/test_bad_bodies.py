@@ -286,7 +286,9 @@ async def test_what_openai_knows_and_hxd_does_not_is_refused_by_name(
 
 UNABLE = {
     "logprobs": {"logprobs": True},
-    "response_format": {"response_format": {"type": "json_object"}},
+    "response_format": {"response_format": {"type": "json_object", "schema": {}}},
+    "json_schema": {"json_schema": {}},
+    "grammar": {"grammar": 'root ::= "a"'},
     "tool_choice": {
         "tools": [{"type": "function", "function": {"name": "f"}}],
         "tool_choice": "required",
