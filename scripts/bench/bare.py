@@ -112,7 +112,8 @@ class Gateway:
 
     def got(self, pieces: Any) -> None:
         for number, text, ended in pieces:
-            self._waiting[number].put_nowait((text, ended))
+            if (queue := self._waiting.get(number)) is not None:
+                queue.put_nowait((text, ended))
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         asked = self._question.decode(await request.read())

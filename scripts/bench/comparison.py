@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from typing import Any
 
 from .embeddings import embeddings
 from .prompts import Prompts
@@ -15,7 +16,7 @@ from .trials import FAULTS, Trials
 
 # A kind of server is made for a load.
 Make = Callable[[Load], Kind]
-Asked = Callable[[str], Awaitable[list[Reading]]]
+Asked = Callable[[str], Coroutine[Any, Any, list[Reading]]]
 
 
 async def compare_texts(

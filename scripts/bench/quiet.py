@@ -74,8 +74,7 @@ def _of(process: psutil.Process) -> float:
 
 
 def _busy() -> float:
-    """Processor seconds of everything, stolen time too: that is another's as well."""
+    """Processor seconds of all processes, and what was stolen, which is another's as well. Time in
+    interrupts is left out: the kernel charges the packets of every process to it."""
     times = psutil.cpu_times()
-    idle = times.idle + times.iowait
-    # guest time is counted in user time already.
-    return float(sum(times) - idle - times.guest - times.guest_nice)
+    return float(times.user + times.nice + times.system + times.steal)

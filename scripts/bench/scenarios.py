@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from .prompts import Prompts
 from .readings import Metric, NotApplicable, Reading
@@ -171,7 +172,7 @@ async def cancel(scene: Scene) -> list[Reading]:
     return readings
 
 
-SCENARIOS: dict[str, Callable[[Scene], Awaitable[list[Reading]]]] = {
+SCENARIOS: dict[str, Callable[[Scene], Coroutine[Any, Any, list[Reading]]]] = {
     "clients": clients,
     "shared": shared,
     "long": long,
