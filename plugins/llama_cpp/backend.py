@@ -98,7 +98,6 @@ class LlamaCpp:
                 "vocabulary": self._vocabulary.size,
                 "threads": self._context.threads,
                 "kv_cells": size.cells,
-                "flash_attention": self._context.flash_attention,
                 "kv_cache": "unified" if size.unified else "split",
                 "gpu": bool(llama_cpp.llama_supports_gpu_offload()),
                 "llama_cpp_python": llama_cpp.__version__,

@@ -18,9 +18,6 @@ from .batch import Chunk
 from .options import FLASH_ATTENTION, Options
 
 NO_ROOM = 1
-# Bytes of attention scores kept at once without flash attention.
-SCORES = 256 << 20
-LEAST_UBATCH = 64
 
 
 class OutOfCells(Exception):
@@ -86,14 +83,13 @@ class Context:
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = size.cells
         parameters.n_seq_max = size.places
-        flash, ubatch = _attention(model, size, options)
         parameters.n_batch = size.batch
-        parameters.n_ubatch = ubatch
+        parameters.n_ubatch = min(size.batch, options.ubatch)
         parameters.n_threads = size.threads
         parameters.n_threads_batch = size.threads
         parameters.no_perf = True
         parameters.kv_unified = self._unified = size.unified
-        parameters.flash_attn_type = FLASH_ATTENTION[flash]
+        parameters.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
         parameters.type_k = options.cache_type(options.kv_type_k)
         parameters.type_v = options.cache_type(options.kv_type_v)
         self._context: Any = llama_cpp.llama_init_from_model(model, parameters)
@@ -106,7 +102,6 @@ class Context:
         self._fill = _Batch(size.batch)
         self._adapters: list[Any] = []
         self.threads = size.threads
-        self.flash_attention = flash
 
     def adapt(self, adapters: Sequence[tuple[Path, float]]) -> None:
         """Apply LoRA adapters, each with its scale."""
@@ -169,25 +164,6 @@ class Context:
 
     def close(self) -> None:
         llama_cpp.llama_free(self._context)
-
-
-def _attention(model: int, size: Size, options: Options) -> tuple[str, int]:
-    """Whether to use flash attention (a key of `FLASH_ATTENTION`), and the micro-batch.
-
-    On a CPU llama.cpp's flash attention takes one token at a time in decoding; without it, a step
-    of 16 sequences of 300 tokens took 64 ms and not 92. But then all scores are kept at once,
-    which a smaller micro-batch bounds, and a long enough context forbids.
-    """
-    ubatch = min(size.batch, options.ubatch)
-    if options.flash_attention != "auto":
-        return options.flash_attention, ubatch
-    on_gpu = bool(llama_cpp.llama_supports_gpu_offload()) and options.gpu_layers != 0
-    if on_gpu or options.quantized_values:
-        return "auto", ubatch
-    context = size.cells if size.unified else size.cells // size.places
-    per_token = 4 * llama_cpp.llama_model_n_head(model) * context
-    fits = SCORES // max(1, per_token)
-    return ("off", min(ubatch, fits)) if fits >= LEAST_UBATCH else ("auto", ubatch)
 
 
 def cores() -> int:

@@ -13,8 +13,7 @@
     cached_prompts   prompts that stay in the KV cache besides those of idle slots, for others to
                      share; default 32 if unified, else 2; 0 switches sharing off
     kv_type_k, kv_type_v   f16 (default), f32, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl
-    flash_attention  auto (default): off on a CPU, where it is slower, unless the context is very
-                     long; or on, or off
+    flash_attention  auto (default): as llama.cpp decides; or on, or off
     speculate        ngram (default): guess tokens that repeat the text, where it pays; or off
     lora             an adapter file, or a list of files and of { path = FILE, scale = 0.5 }
     pooling          serve as an embedding model: mean, cls, last, or rank for a reranker; default:

@@ -38,11 +38,6 @@ class Options:
     lora: tuple[tuple[Path, float], ...] = ()
     pooling: str | None = None
 
-    @property
-    def quantized_values(self) -> bool:
-        """Whether the V cache needs flash attention."""
-        return self.kv_type_v not in ("f32", "f16", "bf16")
-
     def cache_type(self, name: str) -> int:
         return KV_TYPES[name]
 
