@@ -8,8 +8,8 @@ object:
 - `hxd_backend` makes the backend. Called once in each worker, before the model is loaded.
 - The object it returns does the work, and is one of three:
   - `Backend` generates text, token by token, many sequences at a time. Its methods are called
-    from one thread, the engine thread, except `tokenize`, `token_bytes` and `compile`, which a
-    second thread may call at the same time.
+    from one thread, the engine thread, except `tokenize`, `token_bytes` and `compile`, which two
+    others may call at the same time; never two of them `compile`.
   - `Embedder` turns texts into vectors or scores; the same threads.
   - `Relay` hands whole requests on to another server; all its methods run in one asyncio loop.
   Which one is seen from the methods: `step`, `embed` or `relay`.

@@ -30,8 +30,8 @@ class Refused(Exception):
 @dataclass
 class Prepared:
     """A sequence ready to run. `output` has seen the tokens of `sequence.produced`. `echo` is what
-    the answer begins with, before anything is generated. `held_by`: the parameter that constrains
-    the answer."""
+    the answer begins with, before anything is generated. `constraint` is still to be compiled, and
+    then that of `sequence`."""
 
     sequence: hookspecs.Sequence
     output: Output
@@ -39,7 +39,7 @@ class Prepared:
     generated: int = 0
     echo: str = ""
     cached: int = 0
-    held_by: str | None = None
+    constraint: wire.Constraint | None = None
 
 
 class Preparer:
@@ -75,7 +75,6 @@ class Preparer:
         for token in request.resume:
             output.feed(token)
         output.take()
-        constraint = self._constraint(request)
         room = self._context - len(prompt)
         limit = room if request.max_tokens is None else min(room, request.max_tokens)
         sequence = hookspecs.Sequence(
@@ -85,7 +84,6 @@ class Preparer:
             sampling=request.sampling,
             produced=request.resume,
             limit=limit,
-            constraint=None if constraint is None else self._backend.compile(constraint),
             logprobs=request.logprobs,
             prompt_logprobs=request.echo and request.logprobs is not None,
             cache=request.cache,
@@ -96,7 +94,7 @@ class Preparer:
             limit,
             generated=len(request.resume),
             echo=self._echo(request, prompt) if request.echo and not request.resume else "",
-            held_by=None if constraint is None else constraint.param,
+            constraint=self._constraint(request),
         )
 
     def _check(self, request: wire.Generate) -> None:

@@ -1,7 +1,8 @@
-"""The worker's two working threads around one backend.
+"""The worker's working threads around one backend.
 
-The prepare thread turns requests into sequences; the engine thread steps the backend and is the
-only one that changes the set of running sequences. The reader (in `main`) hands both their work.
+The prepare thread turns requests into sequences, and the compile thread their constraints into what
+the backend wants, which may take seconds; the engine thread steps the backend and is the only one
+that changes the set of running sequences. The reader (in `main`) hands out the work.
 Each decode step sends one frame for all the sequences that it advanced.
 """
 
@@ -9,8 +10,11 @@ from __future__ import annotations
 
 import queue
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 
 from hxd import hookspecs, wire
 from hxd.errors import Fault
@@ -49,6 +53,7 @@ class Engine:
         self._die = die
         self._preparer = Preparer(backend, info)
         self._to_prepare: queue.SimpleQueue[wire.Request] = queue.SimpleQueue()
+        self._to_compile: queue.SimpleQueue[Prepared] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Prepared | None] = queue.SimpleQueue()
         self._waiting: deque[Prepared] = deque()
         self._running: dict[int, Prepared] = {}
@@ -78,24 +83,44 @@ class Engine:
         return wire.Pong(n, self.steps, running, waiting, gauges(self._backend))
 
     def prepare_forever(self) -> None:
+        threading.Thread(target=self._compile_forever, name="compile", daemon=True).start()
         while True:
             request = self._to_prepare.get()
-            if request.id in self._cancelled:
-                self._finish(request.id, "cancelled", 0, 0)
-                continue
-            try:
-                self._prepare(request)
-            except Refused as error:
-                self._fail(request.id, Fault.CALLER, error.message, error.code, error.param)
-            except hookspecs.RequestRefused as error:
-                self._fail(request.id, Fault.CALLER, str(error), error.code, error.param)
-            except Exception as error:  # the boundary to a plugin's code: one request fails
-                self._fail(request.id, Fault.BACKEND, f"{type(error).__name__}: {error}")
+            self._attempt(request.id, partial(self._prepare, request))
+
+    def _compile_forever(self) -> None:
+        while True:
+            prepared = self._to_compile.get()
+            self._attempt(prepared.sequence.id, partial(self._compile, prepared))
+
+    def _attempt(self, id: int, step: Callable[[], None]) -> None:
+        """One step on the way of a request to the engine."""
+        if id in self._cancelled:
+            self._finish(id, "cancelled", 0, 0)
+            return
+        try:
+            step()
+        except Refused as error:
+            self._fail(id, Fault.CALLER, error.message, error.code, error.param)
+        except hookspecs.RequestRefused as error:
+            self._fail(id, Fault.CALLER, str(error), error.code, error.param)
+        except Exception as error:  # the boundary to a plugin's code: one request fails
+            self._fail(id, Fault.BACKEND, f"{type(error).__name__}: {error}")
+
+    def _compile(self, prepared: Prepared) -> None:
+        if prepared.constraint is not None:
+            compiled = self._backend.compile(prepared.constraint)
+            prepared.sequence = replace(prepared.sequence, constraint=compiled)
+        self._inbox.put(prepared)
 
     def _prepare(self, request: wire.Request) -> None:
         match request:
             case wire.Generate():
-                self._inbox.put(self._preparer.prepare(request))
+                prepared = self._preparer.prepare(request)
+                if prepared.constraint is None:
+                    self._inbox.put(prepared)
+                else:
+                    self._to_compile.put(prepared)
             case wire.Tokenize() | wire.Detokenize():
                 tokens.answer(self._channel, self._backend, request)
                 self._forget(request.id)
@@ -181,8 +206,9 @@ class Engine:
                 prepared = self._running[advance.id]
                 self._drop(prepared)
                 # A constraint that turns out to be too complex on the way is the caller's.
-                fault = Fault.BACKEND if prepared.held_by is None else Fault.CALLER
-                self._fail(advance.id, fault, advance.error, param=prepared.held_by)
+                held = prepared.constraint
+                fault, param = (Fault.BACKEND, None) if held is None else (Fault.CALLER, held.param)
+                self._fail(advance.id, fault, advance.error, param=param)
         for prepared, finish in ended:
             if prepared.sequence.id in self._running:
                 self._end(prepared, finish)

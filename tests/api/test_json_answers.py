@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
@@ -343,6 +344,22 @@ async def test_a_constraint_that_turns_out_too_complex_on_the_way_is_the_callers
     [error] = re.findall(r'\{"error":.*\}', text)
     assert json.loads(error)["error"]["param"] == "json_schema"
     assert json.loads(error)["error"]["type"] == "invalid_request_error"
+
+
+async def test_answers_go_on_while_a_grammar_is_found_too_complex(shared: Daemon) -> None:
+    url = shared.url + "/v1/chat/completions"
+    # Fits no limit that could be checked before, and takes the engine many seconds.
+    slow = chat("hxd-demo", "hi", grammar="root ::= " + '("a"|"b"|root)* ' * 4_000)
+    refused = asyncio.create_task(post(url, slow))
+    answers = []
+    while not refused.done():
+        _, answer, _ = await post(url, chat("hxd-demo", "What is 2 + 3?", temperature=0))
+        answers.append(answer["choices"][0]["message"]["content"])
+    status, answer, _ = await refused
+    assert (status, answer["error"]["param"]) == (400, "grammar")
+    # On both replicas in turn, none of which waits for the two seconds of a compilation.
+    assert set(answers) == {"5"}
+    assert len(answers) > 10
 
 
 async def test_300_different_schemas_leave_no_memory_in_the_worker(shared: Daemon) -> None:

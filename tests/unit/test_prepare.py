@@ -8,16 +8,13 @@ import pytest
 
 from hxd import wire
 from hxd.hookspecs import ModelInfo, RequestRefused
-from hxd.worker.prepare import Preparer, Refused
+from hxd.worker.prepare import Prepared, Preparer, Refused
 
 BOS, BEFORE, BEHIND, MIDDLE = 256, 257, 258, 259
 
 
 class Bytes:
-    """Bytes are tokens, and there are four control tokens. `compiled` records constraints."""
-
-    def __init__(self) -> None:
-        self.compiled: list[wire.Constraint] = []
+    """Bytes are tokens, and there are four control tokens."""
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return [BOS] * add_special + list(text.encode())
@@ -25,12 +22,8 @@ class Bytes:
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         return bytes([token]) if token < BOS else b""
 
-    def compile(self, constraint: wire.Constraint) -> str:
-        self.compiled.append(constraint)
-        return "compiled"
 
-
-def prepared(backend: Bytes | None = None, **fields: Any) -> Any:
+def prepared(**fields: Any) -> Prepared:
     given = {"id": 1, "seed": 1, "max_tokens": 9} | fields
     info = ModelInfo(
         context=1000,
@@ -38,7 +31,7 @@ def prepared(backend: Bytes | None = None, **fields: Any) -> Any:
         infill=(BEFORE, BEHIND, MIDDLE),
         capabilities=frozenset({"generate", "logprobs", "constrain"}),
     )
-    return Preparer(backend or Bytes(), info).prepare(wire.Generate(**given))  # type: ignore[arg-type]
+    return Preparer(Bytes(), info).prepare(wire.Generate(**given))  # type: ignore[arg-type]
 
 
 def test_a_suffix_puts_both_sides_behind_their_tokens() -> None:
@@ -65,15 +58,6 @@ def test_another_worker_does_not_echo_again() -> None:
     assert prepared(text="abc", echo=True, resume=[100]).echo == ""
 
 
-def test_a_prompt_that_is_too_long_costs_no_compilation() -> None:
-    backend = Bytes()
-    constraint = wire.Constraint("json_object")
-    with pytest.raises(Refused):
-        prepared(backend, text="a" * 2000, constraint=constraint)
-    assert backend.compiled == []
-    assert prepared(backend, text="a", constraint=constraint).sequence.constraint == "compiled"
-
-
 def test_a_refused_schema_is_named_as_the_client_sent_it() -> None:
     for param in ("json_schema", "response_format.schema"):
         constraint = wire.Constraint("json_schema", '{"$ref": "#"}', param=param)
@@ -83,8 +67,7 @@ def test_a_refused_schema_is_named_as_the_client_sent_it() -> None:
 
 
 def test_what_holds_an_answer_to_its_tools_is_named_after_them() -> None:
-    backend = Bytes()
     tools = wire.Tools([wire.Tool("f")], "required")
-    made = prepared(backend, messages=[wire.Message("user", "x")], tools=tools)
-    assert made.held_by == "tools"
-    assert [constraint.param for constraint in backend.compiled] == ["tools"]
+    made = prepared(messages=[wire.Message("user", "x")], tools=tools).constraint
+    assert made is not None
+    assert (made.kind, made.param) == ("lark", "tools")
