@@ -86,6 +86,19 @@ def texts(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def weights(value: Any) -> tuple[float, ...]:
+    """Shares of the traffic, in any unit."""
+    if type(value) is not list:
+        raise ValueError(f"expected a list of numbers, found {found(value)}")
+    read = tuple(number(item) for item in value)
+    for item in read:
+        if not 0 <= item <= 1e6:
+            raise ValueError(f"{item:g} is out of range; 0 to 1000000 are possible")
+    if read and not any(read):
+        raise ValueError("one weight at least must be above 0")
+    return read
+
+
 def table(value: Any) -> dict[str, Any]:
     if type(value) is not dict:
         raise ValueError(f"expected a table, found {found(value)}")

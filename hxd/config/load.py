@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from hxd.config import kinds
-from hxd.config.settings import SECTIONS, Config, ModelSettings
+from hxd.config.settings import SECTIONS, Config, ModelSettings, RouteSettings
 from hxd.errors import ConfigError, nearest
 
 MAX_FILE = 1 << 20
+# What lies below is named by the operator, and each name is declared once.
+TABLES = ("models.", "routes.")
 
 
 class _Findings:
@@ -81,19 +84,19 @@ def _merge(
 ) -> None:
     for key, value in new.items():
         path = f"{prefix}{key}"
-        if isinstance(value, dict) and isinstance(into.get(key), dict) and prefix != "models.":
+        if isinstance(value, dict) and isinstance(into.get(key), dict) and prefix not in TABLES:
             _merge(into[key], value, file, findings, f"{path}.")
         elif key in into:
             findings.add(path, f"declared twice; it stands in {findings.origin[path]} too", file)
         else:
-            into[key] = value if not isinstance(value, dict) or prefix == "models." else {}
+            into[key] = value if not isinstance(value, dict) or prefix in TABLES else {}
             findings.origin[path] = file
             if into[key] is not value:
                 _merge(into[key], value, file, findings, f"{path}.")
 
 
 def _build(path: Path, raw: dict[str, Any], findings: _Findings) -> Config:
-    known = [*SECTIONS, "models"]
+    known = [*SECTIONS, "models", "routes"]
     for key in raw:
         if key not in known:
             findings.add(key, _unknown(key, known))
@@ -105,7 +108,8 @@ def _build(path: Path, raw: dict[str, Any], findings: _Findings) -> Config:
         else:
             findings.add(name, f"expected a table, found {kinds.found(table)}")
     models = _models(raw.get("models", {}), findings)
-    config = Config(origin=path, models=models, **values)
+    routes = _routes(raw.get("routes", {}), models, findings)
+    config = Config(origin=path, models=models, routes=routes, **values)
     if "auth" in values and "listen" in values:
         _check_open(config, findings)
     return config
@@ -135,12 +139,27 @@ def _section(section: type[Any], table: dict[str, Any], prefix: str, findings: _
 
 
 def _models(raw: Any, findings: _Findings) -> dict[str, ModelSettings]:
-    if type(raw) is not dict:
-        findings.add("models", f"expected tables, found {kinds.found(raw)}")
-        return {}
     models = {}
-    for name, table in raw.items():
+    for name, table in _named("models", raw, findings):
         key = f"models.{name}"
+        model: ModelSettings = _section(ModelSettings, table, key, findings)
+        if model.source is None and model.plugin == "auto":
+            findings.add(
+                key, 'no source; write source = "builtin:demo" or the path of a model file'
+            )
+        if len(model.weights) > model.replicas:
+            findings.add(f"{key}.weights", f"{len(model.weights)} for {model.replicas} replicas")
+        models[name] = model
+    return models
+
+
+def _named(section: str, raw: Any, findings: _Findings) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The tables below `section`, whose names clients may send."""
+    if type(raw) is not dict:
+        findings.add(section, f"expected tables, found {kinds.found(raw)}")
+        return
+    for name, table in raw.items():
+        key = f"{section}.{name}"
         try:
             kinds.model_name(name)
         except ValueError as error:
@@ -149,13 +168,46 @@ def _models(raw: Any, findings: _Findings) -> dict[str, ModelSettings]:
         if type(table) is not dict:
             findings.add(key, f"expected a table, found {kinds.found(table)}")
             continue
-        model: ModelSettings = _section(ModelSettings, table, key, findings)
-        if model.source is None and model.plugin == "auto":
-            findings.add(
-                key, 'no source; write source = "builtin:demo" or the path of a model file'
-            )
-        models[name] = model
-    return models
+        yield name, table
+
+
+def _routes(
+    raw: Any, models: dict[str, ModelSettings], findings: _Findings
+) -> dict[str, RouteSettings]:
+    routes: dict[str, RouteSettings] = {}
+    for name, table in _named("routes", raw, findings):
+        routes[name] = _section(RouteSettings, table, f"routes.{name}", findings)
+    for name, route in routes.items():
+        key = f"routes.{name}"
+        if name in models:
+            findings.add(key, "there is a model of this name")
+        if not route.chain:
+            findings.add(f"{key}.chain", 'must name a model at least, such as ["a", "b"]')
+        for link in route.chain:
+            if link not in models and link not in routes:
+                known = [*models, *routes]
+                findings.add(
+                    f"{key}.chain", f"no model or route {link!r} is configured.{nearest(link, known)}"
+                )
+    for name in routes:
+        if cycle := _cycle(name, routes):
+            findings.add(f"routes.{name}.chain", f"leads back to itself: {' → '.join(cycle)}")
+    return routes
+
+
+def _cycle(start: str, routes: dict[str, RouteSettings]) -> list[str] | None:
+    """The way from `start` back to itself, if there is one."""
+    ways = [[start]]
+    seen = set()
+    while ways:
+        way = ways.pop()
+        for link in routes[way[-1]].chain if way[-1] in routes else ():
+            if link == start:
+                return [*way, link]
+            if link not in seen:
+                seen.add(link)
+                ways.append([*way, link])
+    return None
 
 
 def _check_open(config: Config, findings: _Findings) -> None:

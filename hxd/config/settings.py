@@ -182,6 +182,20 @@ class ModelSettings:
         "auto", kinds.text, "Backend plugin; `auto` goes by the format of the file."
     )
     replicas: int = _setting(1, kinds.integer(1, 64), "Worker processes for this model.")
+    policy: str = _setting(
+        "auto",
+        kinds.one_of(
+            "auto", "pack", "round_robin", "weighted", "least_busy", "health_weighted", "fastest"
+        ),
+        "Which replica takes the next sequence: `pack` fills one before it uses the next, which "
+        "stays a warm standby; the others spread. `auto` is `pack` for model files, whose replicas "
+        "share the box's memory bandwidth, and `least_busy` for plugins that load none.",
+    )
+    weights: tuple[float, ...] = _setting(
+        (),
+        kinds.weights,
+        "Shares of the traffic for the policy `weighted`, one per replica; 1 for those not named.",
+    )
     slots: int = _setting(4, kinds.integer(1, 256), "Sequences that decode together in one worker.")
     context: int = _setting(
         2048, kinds.integer(16, 1 << 24), "Tokens per sequence, prompt and answer together."
@@ -241,6 +255,19 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class RouteSettings:
+    """A name that stands for a chain of models; clients send NAME, and read in `x-hxd-model` who
+    has answered."""
+
+    chain: tuple[str, ...] = _setting(
+        (),
+        kinds.texts,
+        "Models or other routes, best first. The first one with a replica that can answer does; a "
+        "stream that lost its model goes on with the next one if that has the same vocabulary.",
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole, valid configuration. `origin` is the file that `--config` named."""
 
@@ -253,6 +280,7 @@ class Config:
     plugins: Plugins = field(default_factory=Plugins)
     log: Log = field(default_factory=Log)
     models: dict[str, ModelSettings] = field(default_factory=dict)
+    routes: dict[str, RouteSettings] = field(default_factory=dict)
 
 
 SECTIONS: dict[str, type[Any]] = {
