@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class Severity(enum.StrEnum):
@@ -34,11 +34,55 @@ TABLE: dict[str, Declared] = {
         Declared("model-refused", "A model's settings or file can't be used", Severity.CRITICAL),
         Declared(
             "model-unavailable", "No replica of a model can answer", Severity.CRITICAL,
+            depends_on=("model-refused", "daemon-draining"),
+        ),
+        Declared(
+            "replica-crash-loop", "A replica dies again and again", Severity.CRITICAL,
             depends_on=("model-refused",),
         ),
         Declared(
             "replica-failed", "A replica is down", Severity.WARNING,
-            depends_on=("model-unavailable",),
+            depends_on=("model-unavailable", "replica-crash-loop"),
+        ),
+        Declared(
+            "replica-suspect", "A replica's heartbeat is late", Severity.WARNING,
+            depends_on=("model-unavailable",), visible_after=1.0,
+        ),
+        Declared(
+            "model-limping", "Only replicas are left that keep failing requests",
+            Severity.CRITICAL, depends_on=("model-unavailable",),
+        ),
+        Declared(
+            "breaker-open", "A replica is isolated because it fails requests", Severity.WARNING,
+            depends_on=(
+                "model-unavailable", "model-limping", "replica-crash-loop", "replica-failed",
+            ),
+        ),
+        Declared(
+            "replica-drifting", "A replica gets slower or larger and should be replaced",
+            Severity.WARNING, depends_on=("model-unavailable", "replica-crash-loop"),
+        ),
+        Declared(
+            "replica-unhealthy", "A replica takes less traffic because of its health",
+            Severity.WARNING, visible_after=5.0,
+            depends_on=(
+                "model-unavailable", "model-limping", "breaker-open", "replica-drifting",
+                "replica-failed", "replica-crash-loop", "replica-suspect",
+            ),
+        ),
+        Declared(
+            "model-single", "A model has one replica left of several", Severity.WARNING,
+            depends_on=(
+                "model-unavailable", "replica-crash-loop", "replica-failed", "model-refused",
+            ),
+            visible_after=5.0,
+        ),
+        Declared(
+            "requests-blocked", "Requests that broke two workers are refused", Severity.WARNING,
+        ),
+        Declared(
+            "route-on-fallback", "A route is answered by a model that is not its first",
+            Severity.WARNING,
         ),
     )
 }  # fmt: skip
@@ -46,7 +90,7 @@ TABLE: dict[str, Declared] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """`subject` is the model it is about, or "". `since` is in Unix seconds."""
+    """`subject` is the model or route it is about, or "". `since` is in Unix seconds."""
 
     code: str
     subject: str
@@ -63,6 +107,26 @@ class Condition:
             "detail": self.detail,
             "since": self.since,
         }
+
+
+class Alarms:
+    """Since when each condition has been raised without a break."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, str, str], float] = {}
+
+    def dated(self, raised: Iterable[Condition], now: float) -> list[Condition]:
+        """Each with the time of its first raising, in Unix seconds; call it with all that there
+        are. Conditions of one code and subject are told apart by the first word of their detail."""
+        found = {}
+        dated = []
+        for condition in raised:
+            key = (condition.code, condition.subject, condition.detail.partition(" ")[0])
+            since = self._since.get(key, min(condition.since, now))
+            found[key] = since
+            dated.append(replace(condition, since=since))
+        self._since = found
+        return dated
 
 
 def visible(

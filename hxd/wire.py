@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-PROTOCOL = 2
+PROTOCOL = 3
 TO_WORKER_LIMIT = 16 << 20  # a 4 MiB body of short messages grows when it is framed
 TO_DAEMON_LIMIT = 1 << 20  # ATTACKS 7: what a hostile worker can make the daemon hold
+# Code of a `Failed` that the worker does not survive.
+WORKER_DIED = "worker_died"
 _LENGTH = struct.Struct(">I")
 F = TypeVar("F")
 
@@ -168,7 +170,10 @@ class Cancel(Frame):
 
 
 class Ping(Frame):
+    """`gauges`: the pong tells the backend's numbers too."""
+
     n: int
+    gauges: bool = False
 
 
 class Quantize(Frame):
@@ -229,9 +234,10 @@ class CallDelta(msgspec.Struct, array_like=True):
 
 class Delta(msgspec.Struct, array_like=True):
     """What one step added to one sequence. `text` may be empty while bytes or a possible stop
-    string are held back; it is always a whole number of characters. `logprobs` are those of the
-    tokens whose text has been released. `reasoning` is text that the model thinks before it
-    answers, where the source tells the two apart."""
+    string are held back; it is always a whole number of characters. `logprobs` are those of
+    `tokens`; of all that the sequence has had, the last `held` are not to be shown yet, since their
+    text is held back. `reasoning` is text that the model thinks before it answers, where the source
+    tells the two apart."""
 
     id: int
     tokens: list[int]
@@ -239,12 +245,7 @@ class Delta(msgspec.Struct, array_like=True):
     calls: list[CallDelta] = []
     logprobs: list[Logprob] = []
     reasoning: str = ""
-
-
-class Step(Frame):
-    """All the sequences that one decode step advanced."""
-
-    deltas: list[Delta]
+    held: int = 0
 
 
 class Done(Frame):
@@ -256,6 +257,15 @@ class Done(Frame):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+
+
+class Step(Frame, omit_defaults=True):
+    """All the sequences that one decode step advanced, and which of them it ended. A sequence's
+    last tokens and its end come in one frame: a worker that dies between the two would leave a
+    finished sequence that looks unfinished."""
+
+    deltas: list[Delta]
+    ended: list[Done] = []
 
 
 class Vectors(Frame):
@@ -293,13 +303,16 @@ class Progress(Frame):
 
 class Pong(Frame):
     """Answer to a ping; `steps` counts decode steps since the start, `running` sequences now.
-    `gauges` are numbers of the backend's own, by the names in `hookspecs.Backend.gauges`."""
+    `gauges` are numbers of the backend's own, by the names in `hookspecs.Backend.gauges`. `paces`:
+    since the last pong, by the number of sequences, how many steps advanced every one of them, and
+    the seconds that these took."""
 
     n: int
     steps: int
     running: int
     waiting: int
     gauges: dict[str, float] = {}
+    paces: dict[int, tuple[int, float]] = {}
 
 
 Request = Generate | Embed | Rank | Tokenize | Detokenize

@@ -17,6 +17,9 @@ from typing import Any
 import aiohttp
 import psutil
 
+from hxd import wire
+from hxd.daemon.supervise.link import Link, Loss
+
 ROOT = Path(__file__).parents[1]
 HXD = (sys.executable, "-m", "hxd")
 HXCTL = "from hxd.cli.ctl import hxctl; hxctl()"
@@ -180,6 +183,30 @@ def usage(prompt: int, completion: int, *, cached: int = 0) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+
+
+class Owner:
+    """Owns a worker's link, and collects what the worker says of itself."""
+
+    def __init__(self) -> None:
+        self.said: asyncio.Queue[Any] = asyncio.Queue()
+
+    def received(self, frame: wire.Hello | wire.Loaded | wire.Failed | wire.Progress) -> None:
+        self.said.put_nowait(frame)
+
+    def verdict(self) -> tuple[Loss, str]:
+        return Loss.KILLED, "the worker closed its link"
+
+    def lost(self, reason: str, *, at_fault: bool) -> None:
+        self.said.put_nowait(reason)
+
+
+async def ping(link: Link) -> wire.Pong:
+    """The worker's pong, with all that it measures."""
+    answered: asyncio.Future[wire.Pong] = asyncio.get_running_loop().create_future()
+    link.ping(answered.set_result, gauges=True)
+    async with asyncio.timeout(60):
+        return await answered
 
 
 async def hxctl(daemon: Daemon, *arguments: str) -> Any:

@@ -2,6 +2,6 @@
 
 from hxd.config.load import load
 from hxd.config.settings import AuthSettings as AuthSettings
-from hxd.config.settings import Config, Listen, ModelSettings, Paths
+from hxd.config.settings import Config, Listen, ModelSettings, Paths, RouteSettings
 
-__all__ = ["AuthSettings", "Config", "Listen", "ModelSettings", "Paths", "load"]
+__all__ = ["AuthSettings", "Config", "Listen", "ModelSettings", "Paths", "RouteSettings", "load"]

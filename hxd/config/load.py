@@ -187,7 +187,8 @@ def _routes(
             if link not in models and link not in routes:
                 known = [*models, *routes]
                 findings.add(
-                    f"{key}.chain", f"no model or route {link!r} is configured.{nearest(link, known)}"
+                    f"{key}.chain",
+                    f"no model or route {link!r} is configured.{nearest(link, known)}",
                 )
     for name in routes:
         if cycle := _cycle(name, routes):

@@ -11,15 +11,17 @@ import contextlib
 import fcntl
 import os
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
 from hxd.clock import Clock
 from hxd.config import Config
 from hxd.daemon.admin.api import AdminApi
+from hxd.daemon.admin.herald import Herald
 from hxd.daemon.admin.metrics import Metrics
 from hxd.daemon.admin.status import Status
 from hxd.daemon.request.admit import Gate
@@ -29,7 +31,11 @@ from hxd.daemon.request.embed import Embeddings
 from hxd.daemon.request.generate import Generation
 from hxd.daemon.request.http import Entry, Front, Traffic, error_response, finish_headers
 from hxd.daemon.request.identify import Role
-from hxd.daemon.request.models import Catalog, Served
+from hxd.daemon.request.models import Catalog, Served, flatten
+from hxd.daemon.request.poison import Poison
+from hxd.daemon.request.probe import Prober
+from hxd.daemon.request.roster import Roster
+from hxd.daemon.request.strand import Setting
 from hxd.daemon.request.tokenize import AT_ONCE, Tokenization
 from hxd.daemon.store import plugins, sources
 from hxd.daemon.store.keys import KeyFileError, KeyStore
@@ -98,13 +104,15 @@ def _fit(found: dict[str, Source], refused: dict[str, SourceError], budget: int)
 
 @dataclass
 class Daemon:
-    """The built parts that the run loop drives. `http` is bound by the time it is yielded."""
+    """The built parts that the run loop drives. `http` is bound by the time it is yielded. What is
+    in `lasting` runs as long as the daemon does."""
 
     config: Config
     supervisor: Supervisor
-    workers: Workers
     status: Status
     traffic: Traffic
+    workers: Workers
+    lasting: Sequence[Callable[[], Coroutine[Any, Any, None]]]
     address: str
     port: int
 
@@ -118,41 +126,79 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
     async with contextlib.AsyncExitStack() as stack:
         await asyncio.to_thread(_prepare_folders, config, stack)
         rng = random.Random()
-        supervisor = Supervisor(inspection.sources, clock, rng)
-        workers = Workers(supervisor.post, Variants(config.paths.cache).file_for)
+        budget = config.memory.budget
+        if budget is None:
+            budget = await asyncio.to_thread(automatic_budget)
+        supervisor = Supervisor(inspection.sources, clock, rng, _spare(inspection, budget))
+        prepare = Variants(config.paths.cache).file_for
+        workers = Workers(supervisor.post, prepare, clock, config.limits.drain)
         stack.push_async_callback(workers.aclose)
+        rosters = {
+            name: Roster(source, supervisor, clock, rng)
+            for name, source in inspection.sources.items()
+        }
         served = {
-            name: Served(source, _gate(source, source.at_once, supervisor))
+            name: Served(source, _gate(source, source.at_once, rosters[name], supervisor))
             for name, source in inspection.sources.items()
         }
         tokenizing = {
-            name: _gate(source, AT_ONCE, supervisor) for name, source in inspection.sources.items()
+            name: _gate(source, AT_ONCE, rosters[name], supervisor)
+            for name, source in inspection.sources.items()
         }
-
-        def advance(replica: Replica, old: State, new: State) -> None:
-            served[replica.source.name].gate.advance()
-            tokenizing[replica.source.name].advance()
-
-        supervisor.listeners.append(advance)
-        status = Status(config, supervisor, served, inspection.refused, clock, started=clock.wall())
+        poison = Poison(clock)
+        status = Status(
+            config, supervisor, served, inspection.refused, poison, clock, started=clock.wall()
+        )
         metrics = Metrics(status.readings)
-        catalog = Catalog(served, inspection.refused, created=int(clock.wall()))
+
+        def changed(replica: Replica, old: State, new: State) -> None:
+            name = replica.source.name
+            if old is State.FAILED and new is State.STARTING:
+                metrics.restarted(name)
+            if old is State.DRAINING and replica.heir is not None:
+                metrics.renewed(name)
+            rosters[name].changed(replica, old, new)
+            served[name].gate.advance()
+            tokenizing[name].advance()
+
+        supervisor.listeners.append(changed)
+        for name in served:
+            metrics.serves(name)
+        catalog = Catalog(served, inspection.refused, int(clock.wall()), flatten(config.routes))
+        setting = Setting(clock, metrics, supervisor, poison, rng)
         traffic = Traffic()
         front = Front(config, inspection.keys, metrics, clock, traffic)
         abilities = Abilities(catalog, supervisor)
-        generation = Generation(abilities, metrics, config.limits, clock)
-        embeddings = Embeddings(abilities, metrics, config.limits)
-        tokenization = Tokenization(abilities, tokenizing, config.limits)
+        generation = Generation(abilities, setting, config.limits)
+        embeddings = Embeddings(abilities, setting, config.limits)
+        tokenization = Tokenization(abilities, setting, tokenizing, config.limits)
+        prober = Prober(rosters, supervisor, clock)
+        herald = Herald(status, clock)
         admin = AdminApi(status, catalog, metrics, inspection.keys, front, clock)
         entries = routes(generation, embeddings, tokenization, admin)
         port = await _listen(config, front.application(entries), stack)
         await _listen_admin(config, front.application(entries, trusted=True), stack)
-        yield Daemon(config, supervisor, workers, status, traffic, config.listen.http.host, port)
+        yield Daemon(
+            config,
+            supervisor,
+            status,
+            traffic,
+            workers,
+            (prober.run, herald.run),
+            config.listen.http.host,
+            port,
+        )
 
 
-def _gate(source: Source, at_once: int, supervisor: Supervisor) -> Gate:
+def _spare(inspection: Inspection, budget: int) -> Callable[[Source], bool]:
+    """Whether one more replica of a source fits into the budget beside all that there are."""
+    planned = sum(s.estimate * s.settings.replicas for s in inspection.sources.values())
+    return lambda source: planned + source.estimate <= budget
+
+
+def _gate(source: Source, at_once: int, roster: Roster, supervisor: Supervisor) -> Gate:
     settings = source.settings
-    return Gate(source.name, settings.replicas, at_once, settings.queue, supervisor)
+    return Gate(roster, settings.replicas, at_once, settings.queue, supervisor)
 
 
 def routes(

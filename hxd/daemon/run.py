@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 import uvloop
 
@@ -42,31 +43,36 @@ def serve(config: Config) -> None:
 async def _live(config: Config, inspection: Inspection, clock: Clock) -> None:
     stop = _Signals()
     async with build(config, inspection, clock) as daemon:
-        supervising = asyncio.create_task(daemon.supervisor.run(daemon.workers), name="supervisor")
+        lasting = [
+            asyncio.create_task(daemon.supervisor.run(daemon.workers), name="supervisor"),
+            asyncio.create_task(daemon.workers.watch_over(), name="sentinel"),
+            *(asyncio.create_task(run(), name=run.__qualname__) for run in daemon.lasting),
+        ]
         watchdog = asyncio.create_task(_feed_watchdog(clock), name="watchdog")
         try:
             log.info("listening on http://%s:%d", daemon.address, daemon.port)
             notify("READY=1", f"STATUS=serving {len(inspection.sources)} models")
-            await _until(stop.asked, supervising)
+            await _until(stop.asked, lasting)
             await _drain(daemon, clock)
             await daemon.supervisor.stop()
             await daemon.workers.gone()
         finally:
             notify("STOPPING=1")
             daemon.workers.kill_all(daemon.supervisor.all())
-            for task in (supervising, watchdog):
+            for task in (*lasting, watchdog):
                 task.cancel()
-            await asyncio.gather(supervising, watchdog, return_exceptions=True)
+            await asyncio.gather(*lasting, watchdog, return_exceptions=True)
     log.info("stopped")
 
 
-async def _until(asked: asyncio.Event, supervising: asyncio.Task[None]) -> None:
-    """Until a signal comes; a supervisor that ends by itself is a bug, and ends the daemon."""
+async def _until(asked: asyncio.Event, lasting: Sequence[asyncio.Task[None]]) -> None:
+    """Until a signal comes; a task that should last and ends is a bug, and ends the daemon."""
     waiting = asyncio.create_task(asked.wait())
-    await asyncio.wait({waiting, supervising}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({waiting, *lasting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
-    if supervising.done():
-        supervising.result()
+    for task in lasting:
+        if task.done():
+            task.result()
 
 
 async def _drain(daemon: Daemon, clock: Clock) -> None:

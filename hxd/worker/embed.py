@@ -18,7 +18,7 @@ from hxd.errors import Fault
 from hxd.worker import tokens
 from hxd.worker.channel import Channel
 from hxd.worker.prepare import Refused
-from hxd.worker.serve import gauges
+from hxd.worker.serve import gauged
 
 MAX_TOKENS = 300_000  # in one call, as OpenAI has it
 FRAME_BYTES = 1 << 19  # half of what the daemon takes
@@ -104,10 +104,11 @@ class Engine:
         self._closing = True
         self._inbox.put(None)
 
-    def pong(self, n: int) -> wire.Pong:
+    def pong(self, n: int, *, gauges: bool = True) -> wire.Pong:
         running = self._in_batch
         waiting = max(0, len(self._live) - running)
-        return wire.Pong(n, self.steps, running, waiting, gauges(self._backend))
+        said = gauged(self._backend) if gauges else {}
+        return wire.Pong(n, self.steps, running, waiting, said)
 
     def prepare_forever(self) -> None:
         turns: deque[tuple[int, Generator[None, None, Job | None]]] = deque()

@@ -58,7 +58,7 @@ class Serving(Protocol):
 
     def close(self) -> None: ...
 
-    def pong(self, n: int) -> wire.Pong: ...
+    def pong(self, n: int, *, gauges: bool = True) -> wire.Pong: ...
 
 
 class Worker:
@@ -85,7 +85,11 @@ class Worker:
         engine = self._engine
         match frame:
             case wire.Ping():
-                self._channel.send(engine.pong(frame.n) if engine else wire.Pong(frame.n, 0, 0, 0))
+                self._channel.send(
+                    engine.pong(frame.n, gauges=frame.gauges)
+                    if engine
+                    else wire.Pong(frame.n, 0, 0, 0)
+                )
             case wire.Load() | wire.Quantize() if self._order is None:
                 self._order = frame
                 self._ordered.set()

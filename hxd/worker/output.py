@@ -1,4 +1,4 @@
-"""What one sequence says: from its tokens to text, tool calls and logprobs that may be sent.
+"""What one sequence says: from its tokens to text and tool calls that may be sent.
 
 Feeding the same tokens always gives the same pieces, which is what lets another worker take over
 in the middle of a stream.
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from hxd.wire import CallDelta, Logprob
+from hxd.wire import CallDelta
 from hxd.worker.text import TextAssembler
 from hxd.worker.tools.parse import Parser
 
@@ -21,7 +21,6 @@ class Released:
 
     text: str = ""
     calls: list[CallDelta] = field(default_factory=list)
-    logprobs: list[Logprob] = field(default_factory=list)
 
 
 class Output:
@@ -33,8 +32,8 @@ class Output:
         self._spell = spell
         self._assembler = TextAssembler(stops)
         self._parser = parser
-        # Logprobs wait for their token's text, each with the number of characters before it.
-        self._waiting: deque[tuple[int, Logprob]] = deque()
+        # Tokens that wait for their text, each as the number of characters before it.
+        self._waiting: deque[int] = deque()
         self._released = 0
         self._ready = Released()
 
@@ -44,12 +43,17 @@ class Output:
         return self._assembler.stopped
 
     @property
+    def held(self) -> int:
+        """How many of the last tokens have not had any of their text released; their logprobs
+        wait for it."""
+        return len(self._waiting)
+
+    @property
     def called(self) -> bool:
         return self._parser is not None and self._parser.called
 
-    def feed(self, token: int, logprob: Logprob | None = None) -> None:
-        if logprob is not None:
-            self._waiting.append((self._released + self._assembler.held, logprob))
+    def feed(self, token: int) -> None:
+        self._waiting.append(self._released + self._assembler.held)
         self._release(self._assembler.feed(self._spell(token)))
 
     def finish(self) -> None:
@@ -67,10 +71,10 @@ class Output:
     def _release(self, text: str) -> None:
         self._released += len(text)
         while self._waiting and (
-            self._waiting[0][0] < self._released
+            self._waiting[0] < self._released
             or not (self._assembler.holds or self._assembler.stopped)
         ):
-            self._ready.logprobs.append(self._waiting.popleft()[1])
+            self._waiting.popleft()
         if self._parser is None:
             self._ready.text += text
         elif text:

@@ -85,7 +85,7 @@ class Preparer:
             produced=request.resume,
             limit=limit,
             logprobs=request.logprobs,
-            prompt_logprobs=request.echo and request.logprobs is not None,
+            prompt_logprobs=request.echo and request.logprobs is not None and not request.resume,
             cache=request.cache,
         )
         return Prepared(

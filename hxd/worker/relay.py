@@ -168,12 +168,12 @@ class Engine:
     def close(self) -> None:
         self._post(self._close)
 
-    def pong(self, n: int) -> wire.Pong:
+    def pong(self, n: int, *, gauges: bool = True) -> wire.Pong:
         """`steps` counts turns of the loop that a ping asked for: it stands still exactly while the
         loop does. How long a request may wait for its server is the relay's own to bound."""
         steps = self._beats
         self._post(self._beat)
-        return wire.Pong(n, steps, len(self._held), 0, self._gauges)
+        return wire.Pong(n, steps, len(self._held), 0, self._gauges if gauges else {})
 
     def _post(self, call: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and the process soon will

@@ -11,6 +11,7 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -25,9 +26,13 @@ from hxd.worker.prepare import Prepared, Preparer, Refused
 # What a delta and a logprob have besides their texts, in msgpack.
 _DELTA_BYTES = 32
 _LOGPROB_BYTES = 16
+_DONE_BYTES = 96
+_PACES = 4096
+# What one step gave one sequence, and its end.
+Said = tuple[wire.Delta | None, wire.Done | None]
 
 
-def gauges(backend: hookspecs.Backend | hookspecs.Embedder) -> dict[str, float]:
+def gauged(backend: hookspecs.Backend | hookspecs.Embedder) -> dict[str, float]:
     """What the backend says of itself; nothing if it fails to, which must not end the heartbeat."""
     try:
         return backend.gauges()
@@ -62,6 +67,8 @@ class Engine:
         self._live: set[int] = set()
         self._cancelled: set[int] = set()
         self._closing = False
+        # Sequences and seconds of each step that advanced every sequence, since the last pong.
+        self._paces: deque[tuple[int, float]] = deque(maxlen=_PACES)
         self.steps = 0
 
     def submit(self, request: wire.Request) -> None:
@@ -77,10 +84,20 @@ class Engine:
         self._closing = True
         self._inbox.put(None)
 
-    def pong(self, n: int) -> wire.Pong:
+    def pong(self, n: int, *, gauges: bool = True) -> wire.Pong:
         running = len(self._running)
-        waiting = len(self._live) - running
-        return wire.Pong(n, self.steps, running, waiting, gauges(self._backend))
+        pong = wire.Pong(n, self.steps, running, len(self._live) - running)
+        if gauges:
+            pong.gauges, pong.paces = gauged(self._backend), self._take_paces()
+        return pong
+
+    def _take_paces(self) -> dict[int, tuple[int, float]]:
+        paces: dict[int, tuple[int, float]] = {}
+        while self._paces:
+            size, seconds = self._paces.popleft()
+            count, total = paces.get(size, (0, 0.0))
+            paces[size] = count + 1, total + seconds
+        return paces
 
     def prepare_forever(self) -> None:
         threading.Thread(target=self._compile_forever, name="compile", daemon=True).start()
@@ -136,15 +153,18 @@ class Engine:
                 self._start(self._waiting.popleft())
             if not self._running:
                 continue
+            started = time.monotonic()
             try:
                 advances = self._backend.step()
             except Exception as error:  # the boundary to a plugin's code: the worker is replaced
                 reason = f"the backend failed in a decode step: {type(error).__name__}: {error}"
                 for id in list(self._running):
-                    self._fail(id, Fault.BACKEND, reason)
+                    self._fail(id, Fault.BACKEND, reason, wire.WORKER_DIED)
                 self._die(reason)
                 return
             self.steps += 1
+            if len(advances) == len(self._running):
+                self._paces.append((len(advances), time.monotonic() - started))
             self._send(advances)
         self._backend.close()
 
@@ -173,8 +193,9 @@ class Engine:
             part = prepared.echo[start : start + tokens.FRAME_CHARACTERS]
             self._channel.send(wire.Step([wire.Delta(sequence.id, [], part)]))
         # A prompt can be scored without an answer; it must be read for that.
-        scored = sequence.prompt_logprobs and not sequence.produced
-        if prepared.output.stopped or (prepared.generated >= prepared.limit and not scored):
+        if prepared.output.stopped or (
+            prepared.generated >= prepared.limit and not sequence.prompt_logprobs
+        ):
             finish = "stop" if prepared.output.stopped else "length"
             self._finish(sequence.id, finish, len(sequence.prompt), prepared.generated)
             return
@@ -188,18 +209,20 @@ class Engine:
             self._running[sequence.id] = prepared
 
     def _send(self, advances: list[hookspecs.Advance]) -> None:
-        deltas: list[wire.Delta] = []
-        ended: list[tuple[Prepared, str]] = []
+        said: list[Said] = []
         for advance in advances:
             prepared = self._running.get(advance.id)
             if prepared is None:
                 continue
             delta, finish = self._assemble(prepared, advance)
-            if delta is not None:
-                deltas.append(delta)
+            done = None
             if finish:
-                ended.append((prepared, finish))
-        for frame in _frames(deltas):
+                done = self._done(prepared, finish)
+                self._drop(prepared)
+                self._forget(advance.id)
+            if delta is not None or done is not None:
+                said.append((delta, done))
+        for frame in _frames(said):
             self._channel.send(frame)
         for advance in advances:
             if advance.error is not None and advance.id in self._running:
@@ -209,9 +232,6 @@ class Engine:
                 held = prepared.constraint
                 fault, param = (Fault.BACKEND, None) if held is None else (Fault.CALLER, held.param)
                 self._fail(advance.id, fault, advance.error, param=param)
-        for prepared, finish in ended:
-            if prepared.sequence.id in self._running:
-                self._end(prepared, finish)
 
     def _assemble(
         self, prepared: Prepared, advance: hookspecs.Advance
@@ -221,7 +241,7 @@ class Engine:
         output = prepared.output
         prepared.cached = prepared.cached or advance.cached
         finish = "stop" if advance.ended and not advance.tokens else None
-        used = 0
+        used = fed = 0
         for token in advance.tokens:
             if prepared.generated >= prepared.limit:
                 finish = "length"
@@ -231,7 +251,8 @@ class Engine:
             if advance.ended and used == len(advance.tokens):
                 finish = "stop"
                 break
-            output.feed(token, advance.logprobs[used - 1] if advance.logprobs else None)
+            output.feed(token)
+            fed += 1
             if output.stopped:
                 finish = "stop"
                 break
@@ -245,16 +266,27 @@ class Engine:
             if finish == "stop" and output.called:
                 finish = "tool_calls"
         released = output.take()
-        logprobs = [*advance.prompt_logprobs, *released.logprobs]
+        logprobs = [*advance.prompt_logprobs, *advance.logprobs[:fed]]
         tokens = advance.tokens[:used]
         if not (tokens or released.text or released.calls or logprobs):
             return None, finish
-        return wire.Delta(advance.id, tokens, released.text, released.calls, logprobs), finish
+        held = output.held if prepared.sequence.logprobs is not None else 0
+        return (
+            wire.Delta(advance.id, tokens, released.text, released.calls, logprobs, held=held),
+            finish,
+        )
+
+    def _done(self, prepared: Prepared, finish: str) -> wire.Done:
+        sequence = prepared.sequence
+        return wire.Done(
+            sequence.id, finish, len(sequence.prompt), prepared.generated, prepared.cached
+        )
 
     def _end(self, prepared: Prepared, finish: str) -> None:
-        sequence = prepared.sequence
+        done = self._done(prepared, finish)
         self._drop(prepared)
-        self._finish(sequence.id, finish, len(sequence.prompt), prepared.generated, prepared.cached)
+        self._forget(done.id)
+        self._channel.send(done)
 
     def _drop(self, prepared: Prepared) -> None:
         del self._running[prepared.sequence.id]
@@ -280,33 +312,39 @@ class Engine:
         self._cancelled.discard(id)
 
 
-def _frames(deltas: Iterable[wire.Delta]) -> Iterator[wire.Step]:
-    """The deltas in frames well below the daemon's limit: a long prompt's logprobs with all their
-    alternatives come in one step."""
-    frame: list[wire.Delta] = []
-    size = 0
-    for delta in deltas:
-        for part, space in _parts(delta):
-            if frame and size + space > tokens.FRAME_BYTES:
-                yield wire.Step(frame)
-                frame, size = [], 0
-            frame.append(part)
-            size += space
-    if frame:
-        yield wire.Step(frame)
+def _frames(said: Iterable[Said]) -> Iterator[wire.Step]:
+    """What was said in frames well below the daemon's limit: a long prompt's logprobs with all
+    their alternatives come in one step."""
+    frame, size = wire.Step([], []), 0
+    for delta, done in said:
+        if delta is not None:
+            for part, space in _parts(delta):
+                if frame.deltas and size + space > tokens.FRAME_BYTES:
+                    yield frame
+                    frame, size = wire.Step([], []), 0
+                frame.deltas.append(part)
+                size += space
+        if done is not None:
+            # In the frame of its delta, and hardly longer than what a frame may be over.
+            frame.ended.append(done)
+            size += _DONE_BYTES
+    if frame.deltas or frame.ended:
+        yield frame
 
 
 def _parts(delta: wire.Delta) -> Iterator[tuple[wire.Delta, int]]:
-    """The delta with as many logprobs as a frame holds, then the rest of them; with their sizes."""
-    texts = len(delta.text) + sum(len(call.arguments) for call in delta.calls)
-    size = _DELTA_BYTES + 4 * texts + 5 * len(delta.tokens)
+    """As many logprobs as a frame holds, again and again, then the rest of the delta; with their
+    sizes. Whoever has the tokens has all that came with them."""
     logprobs, delta.logprobs = delta.logprobs, []
+    part, size = wire.Delta(delta.id, [], "", held=delta.held), _DELTA_BYTES
     for logprob in logprobs:
         space = _LOGPROB_BYTES + len(logprob.piece)
         space += sum(_LOGPROB_BYTES + len(piece) for _, piece, _ in logprob.top)
-        if delta.logprobs and size + space > tokens.FRAME_BYTES:
-            yield delta, size
-            delta, size = wire.Delta(delta.id, [], ""), _DELTA_BYTES
-        delta.logprobs.append(logprob)
+        if part.logprobs and size + space > tokens.FRAME_BYTES:
+            yield part, size
+            part, size = wire.Delta(delta.id, [], "", held=delta.held), _DELTA_BYTES
+        part.logprobs.append(logprob)
         size += space
-    yield delta, size
+    texts = len(delta.text) + sum(len(call.arguments) for call in delta.calls)
+    delta.logprobs = part.logprobs
+    yield delta, size + 4 * texts + 5 * len(delta.tokens)

@@ -166,6 +166,7 @@ class LlamaCpp:
             sequence.prompt + sequence.produced,
             cache=sequence.cache,
             share=not sequence.prompt_logprobs,
+            hurry=bool(sequence.produced),
         )
         self._running[sequence.id] = Running(
             sequence,
@@ -183,7 +184,7 @@ class LlamaCpp:
     def step(self) -> list[Advance]:
         self._guess()
         while True:
-            chunks = self._slots.plan(self._pace.budget, self._limit)
+            chunks = self._slots.plan(self._pace.budget, self._limit, self._pace.hurried)
             if not chunks:
                 raise RuntimeError("no sequence can go on: the KV cache is too small")
             verbose = frozenset(

@@ -13,6 +13,7 @@ STRETCH = 3.0
 LONGEST = 0.4
 LEAST = 4
 FIRST = 64
+HURRIED = 256
 _WEIGHT = 0.2
 
 
@@ -38,6 +39,13 @@ class Pace:
             base = self.base(decoding + waiting) or LEAST * self._cost
             room = STRETCH * base - (self.base(decoding) or 0.0)
         return max(LEAST, min(self.limit, int(room / self._cost)))
+
+    def hurried(self) -> int:
+        """Prompt tokens for the next step when a client that had begun to read an answer waits for
+        it to go on: the running sequences can spare one long step, and it none."""
+        if self._cost is None:
+            return min(HURRIED, self.limit)
+        return max(LEAST, min(self.limit, int(LONGEST / self._cost)))
 
     def base(self, decoding: int) -> float | None:
         """Seconds of a pure decode step with so many sequences, from the nearest number seen."""

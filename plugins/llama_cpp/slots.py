@@ -51,7 +51,8 @@ class Memory(Protocol):
 class Slot:
     """One running sequence. `tokens` is all that the model has read or must still read, `fed` how
     many of them are in the KV cache, at `place`; None while paused. `cached`: how many came from
-    other prompts. `guess`: tokens to try after the last one in this step."""
+    other prompts. `guess`: tokens to try after the last one in this step. `hurry`: it goes on with
+    an answer that another worker began, which somebody is reading."""
 
     id: int
     tokens: list[int]
@@ -59,6 +60,7 @@ class Slot:
     cache: str
     share: bool
     prompt: Tokens
+    hurry: bool = False
     place: int | None = None
     fed: int = 0
     cached: int = 0
@@ -105,7 +107,9 @@ class Slots:
         self.hit_tokens = 0
         self.miss_tokens = 0
 
-    def add(self, id: int, tokens: list[int], *, cache: str, share: bool) -> Slot:
+    def add(
+        self, id: int, tokens: list[int], *, cache: str, share: bool, hurry: bool = False
+    ) -> Slot:
         slot = Slot(
             id,
             tokens,
@@ -113,6 +117,7 @@ class Slots:
             cache,
             share and self._share_prompts,
             np.array(tokens, dtype=np.int32),
+            hurry,
         )
         self.running[id] = slot
         return slot
@@ -132,10 +137,15 @@ class Slots:
         for dropped in self.cache.keep(Entry(slot.place, read, slot.cache)):
             self._release(dropped.place)
 
-    def plan(self, reading: Callable[[int, int], int], limit: int) -> list[Chunk]:
+    def plan(
+        self,
+        reading: Callable[[int, int], int],
+        limit: int,
+        hurried: Callable[[], int] | None = None,
+    ) -> list[Chunk]:
         """What the next step reads, `limit` tokens at most; `reading` gives the prompt tokens that
-        fit beside so many running sequences when so many prompts wait. Empty only when nothing
-        runs."""
+        fit beside so many running sequences when so many prompts wait, `hurried` those for answers
+        that were cut off. Empty only when nothing runs."""
         order = sorted(self.running.values(), key=lambda slot: slot.arrival)
         for slot in order:
             self._place(slot)
@@ -154,7 +164,10 @@ class Slots:
             for slot in order
             if slot.place is not None and slot.pending > 1 and not self._waits(slot)
         ]
-        budget = min(spare, reading(len(chunks), len(prompts)))
+        if hurried is not None and (cut_off := [slot for slot in prompts if slot.hurry]):
+            prompts, budget = cut_off, min(spare, hurried())
+        else:
+            budget = min(spare, reading(len(chunks), len(prompts)))
         self._turn += bool(prompts)
         for slot, count in divide(prompts, budget, self._turn):
             if slot.place is not None and (count := self._room(count, slot)):

@@ -25,8 +25,7 @@ from hxd.ggml import FAMILIES
 from plugins.ctransformers.native import Model
 from plugins.ctransformers.vocabulary import legacy as words_of
 from tests import legacy
-from tests.process.test_worker import Owner
-from tests.support import Daemon, post, run_hxd, running, write_config
+from tests.support import Daemon, Owner, ping, post, run_hxd, running, write_config
 
 pytestmark = pytest.mark.skipif(
     find_spec("ctransformers") is None, reason="ctransformers is not installed"
@@ -242,7 +241,7 @@ async def test_sequences_queue_in_order_and_a_cancelled_one_makes_room(tmp_path:
         got = await asyncio.gather(*(follow(at, queue) for at, queue in enumerate(behind)))
         assert ended == sorted(ended)
         assert got == [await generate(worker, seed=seed) for seed in range(SLOTS + 2)]
-        pong = await worker.link.ping()
+        pong = await ping(worker.link)
         assert (pong.running, pong.waiting) == (0, 0)
 
 
@@ -250,12 +249,12 @@ async def test_a_cancel_is_heard_while_a_prompt_is_read(tmp_path: Path) -> None:
     file = legacy.write(tmp_path / "m.bin", "gpt2", context=8192)
     async with loaded(file, context=8192, family="gpt2", batch=1) as (worker, _):
         id, answers = ask(worker, text="1" * 8000, max_tokens=1)
-        while (await worker.link.ping()).steps < 5:
+        while (await ping(worker.link)).steps < 5:
             pass
         worker.link.send(wire.Cancel(id))
         _, _, done = await rest(answers)
         assert done.finish == "cancelled"
-        pong = await worker.link.ping()
+        pong = await ping(worker.link)
         assert pong.steps < 8000
         # What was read serves the next request, from the right place on.
         _, _, done = await rest(ask(worker, text="1" * 100 + "2", max_tokens=1)[1])

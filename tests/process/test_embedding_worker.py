@@ -27,22 +27,10 @@ from tests.embedding import (
     reference,
     write_reranker,
 )
+from tests.support import Owner, ping
 
 BATCH = 63  # tokens
 _ids = itertools.count(1)
-
-
-class Owner:
-    """Collects what the worker says of itself."""
-
-    def __init__(self) -> None:
-        self.said: asyncio.Queue[Any] = asyncio.Queue()
-
-    def received(self, frame: wire.Hello | wire.Loaded | wire.Failed | wire.Progress) -> None:
-        self.said.put_nowait(frame)
-
-    def lost(self, reason: str, *, at_fault: bool) -> None:
-        self.said.put_nowait(reason)
 
 
 class Worker:
@@ -92,7 +80,7 @@ class Worker:
         return failed
 
     async def steps(self) -> int:
-        return (await self.process.link.ping()).steps
+        return (await ping(self.process.link)).steps
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -224,7 +212,7 @@ async def test_a_cancelled_call_ends_early_and_others_go_on(minilm: Worker) -> N
     minilm.process.link.send(wire.Cancel(large.id))
     assert (await answer)[-1].finish == "cancelled"
     assert await minilm.steps() - before < 2000 * 9 // BATCH // 2
-    pong = await minilm.process.link.ping()
+    pong = await ping(minilm.process.link)
     assert (pong.running, pong.waiting) == (0, 0)
     assert len(await minilm.embed("hello")) == 1
 

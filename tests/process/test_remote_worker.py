@@ -33,24 +33,12 @@ from tests.misbehaving import (
     silent,
     stalls,
 )  # fmt: skip
+from tests.support import Owner, ping
 
 SECONDS = 60
 VARIABLE = "TEST_REMOTE_KEY"
 KEY = "sk-test-0123456789"
 _ids = itertools.count(1)
-
-
-class Owner:
-    """Collects what the worker says of itself."""
-
-    def __init__(self) -> None:
-        self.said: asyncio.Queue[Any] = asyncio.Queue()
-
-    def received(self, frame: wire.Hello | wire.Loaded | wire.Failed | wire.Progress) -> None:
-        self.said.put_nowait(frame)
-
-    def lost(self, reason: str, *, at_fault: bool) -> None:
-        self.said.put_nowait(reason)
 
 
 @contextlib.asynccontextmanager
@@ -195,7 +183,7 @@ async def test_a_cancel_reaches_the_server() -> None:
         worker.link.send(wire.Cancel(request.id))
         assert await rest(got) == [wire.Done(request.id, "cancelled", 0, 1)]
         await asyncio.wait_for(server.left.wait(), SECONDS)
-        pong = await worker.link.ping()
+        pong = await ping(worker.link)
         assert (pong.running, pong.waiting) == (0, 0)
 
 
@@ -208,7 +196,7 @@ async def test_many_cancels_free_everything() -> None:
         for got in waiting:
             (done,) = await rest(got)
             assert done.finish == "cancelled"
-        pong = await worker.link.ping()
+        pong = await ping(worker.link)
         assert (pong.running, pong.waiting) == (0, 0)
         server.script = [answers("a")]
         assert (await ask(worker, chat()))[-1].finish == "stop"
@@ -220,7 +208,7 @@ async def test_a_worker_that_waits_for_its_server_shows_progress() -> None:
         steps = []
         async with asyncio.timeout(SECONDS):
             while len(steps) < 3:
-                pong = await worker.link.ping()
+                pong = await ping(worker.link)
                 assert pong.running == 1
                 if not steps or pong.steps > steps[-1]:
                     steps.append(pong.steps)

@@ -12,22 +12,10 @@ import pytest_asyncio
 from hxd import wire
 from hxd.daemon.store import demo, plugins
 from hxd.daemon.supervise.process import Program, WorkerProcess
+from tests.support import Owner, ping
 
 SLOTS = 4
 _ids = itertools.count(1)
-
-
-class Owner:
-    """Collects what the worker says of itself."""
-
-    def __init__(self) -> None:
-        self.said: asyncio.Queue[Any] = asyncio.Queue()
-
-    def received(self, frame: wire.Hello | wire.Loaded | wire.Failed | wire.Progress) -> None:
-        self.said.put_nowait(frame)
-
-    def lost(self, reason: str, *, at_fault: bool) -> None:
-        self.said.put_nowait(reason)
 
 
 @pytest_asyncio.fixture
@@ -117,7 +105,7 @@ async def test_a_cancelled_sequence_frees_its_slot(worker: WorkerProcess) -> Non
             while not isinstance(last := await answers.get(), wire.Done):
                 pass
         assert last.finish == "cancelled"
-    pong = await worker.link.ping()
+    pong = await ping(worker.link)
     assert (pong.running, pong.waiting) == (0, 0)
 
 

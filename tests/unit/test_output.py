@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hxd.wire import CallDelta, Logprob, Tool, Tools
-from hxd.worker.output import Output, Released
+from hxd.wire import CallDelta, Tool, Tools
+from hxd.worker.output import Output
 from hxd.worker.tools.family import GENERIC, HERMES, Family
 from hxd.worker.tools.parse import Parser
 
 TOOLS = Tools([Tool("f")])
 
 
-def logprob(token: int, piece: bytes) -> Logprob:
-    return Logprob(token, piece, -float(token))
+@dataclass
+class Told:
+    """What a client may read since the last time; `tokens` are those whose logprobs it gets."""
+
+    text: str
+    calls: list[CallDelta]
+    tokens: list[int]
+
+
+class Listener:
+    """Does with `held` what the daemon does."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._pending: list[int] = []
+
+    def heard(self, *tokens: int) -> Told:
+        self._pending += tokens
+        shown = len(self._pending) - self._output.held
+        told, self._pending = self._pending[:shown], self._pending[shown:]
+        released = self._output.take()
+        return Told(released.text, released.calls, told)
 
 
 def spoken(
@@ -27,47 +47,48 @@ def spoken(
     stops: Sequence[str] = (),
     family: Family | None = None,
     finish: bool = True,
-) -> tuple[list[Released], Output]:
+) -> tuple[list[Told], Output]:
     """What was released after each piece, and at the end."""
     parser = None if family is None else Parser(family, TOOLS, seed=1)
     output = Output(lambda token: pieces[token], stops, parser)
+    listener = Listener(output)
     released = []
-    for token, piece in enumerate(pieces):
-        output.feed(token, logprob(token, piece))
-        released.append(output.take())
+    for token in range(len(pieces)):
+        output.feed(token)
+        released.append(listener.heard(token))
         if output.stopped:
             break
     if finish:
         output.finish()
-        released.append(output.take())
+        released.append(listener.heard())
     return released, output
 
 
-def joined(released: Sequence[Released]) -> tuple[str, str, list[int]]:
+def joined(released: Sequence[Told]) -> tuple[str, str, list[int]]:
     """Text, the calls' arguments, and the tokens whose logprobs came."""
     return (
         "".join(one.text for one in released),
         "".join(call.arguments for one in released for call in one.calls),
-        [found.token for one in released for found in one.logprobs],
+        [token for one in released for token in one.tokens],
     )
 
 
 def test_a_logprob_comes_with_the_text_of_its_token() -> None:
     released, _ = spoken([b"one", b" two", b""], finish=False)
     assert [one.text for one in released] == ["one", " two", ""]
-    assert [[found.token for found in one.logprobs] for one in released] == [[0], [1], [2]]
+    assert [one.tokens for one in released] == [[0], [1], [2]]
 
 
 def test_logprobs_wait_while_a_character_is_not_complete() -> None:
     released, _ = spoken(["é".encode()[:1], "é".encode()[1:], b"x"])
     assert [one.text for one in released] == ["", "é", "x", ""]
-    assert [[found.token for found in one.logprobs] for one in released] == [[], [0, 1], [2], []]
+    assert [one.tokens for one in released] == [[], [0, 1], [2], []]
 
 
 def test_logprobs_wait_while_a_stop_string_may_have_begun() -> None:
     released, _ = spoken([b"a", b"S", b"T", b"x"], stops=["STOP"])
     assert [one.text for one in released] == ["a", "", "", "STx", ""]
-    assert [[found.token for found in one.logprobs] for one in released] == [
+    assert [one.tokens for one in released] == [
         [0],
         [],
         [],
@@ -155,25 +176,23 @@ def test_another_worker_gets_to_the_same_state_from_the_same_tokens() -> None:
     for cut in range(len(pieces) + 1):
         first = Output(lambda token: pieces[token], ["STOP"], Parser(family, TOOLS, seed=1))
         second = Output(lambda token: pieces[token], ["STOP"], Parser(family, TOOLS, seed=1))
+        told = Listener(first)
         released = []
         for token in range(cut):
             first.feed(token)
             second.feed(token)
-            released.append(first.take())
+            released.append(told.heard(token))
         # What the first one sent is not sent again.
         second.take()
+        assert second.held == first.held
+        told._output = second
         for token in range(cut, len(pieces)):
             second.feed(token)
-            released.append(second.take())
+            released.append(told.heard(token))
         second.finish()
-        released.append(second.take())
-        text, arguments, _ = joined(released)
+        released.append(told.heard())
+        text, arguments, tokens = joined(released)
+        assert tokens == list(range(len(pieces)))
         assert (text, arguments) == ("say", '{"x": 1}')
         starts = [call for one in released for call in one.calls if call.id is not None]
         assert [type(call) for call in starts] == [CallDelta]
-
-
-def test_a_logprob_of_nothing_stays_what_it_is() -> None:
-    output = Output(lambda token: b"x", [], None)
-    output.feed(0, Logprob(0, b"x", -math.inf))
-    assert output.take().logprobs == [Logprob(0, b"x", -math.inf)]

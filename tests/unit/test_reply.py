@@ -86,7 +86,7 @@ def test_parts_of_one_call_in_one_chunk_come_as_one() -> None:
         wire.CallDelta(1, None, None, "{}"),
     ]
     shape = Shape(chat=True, id="1", created=0, model="m")
-    chunks = Chunks(shape, Usage(1), with_usage=False, hxd={})
+    chunks = Chunks(shape, Usage(1), with_usage=False, disclose=dict)
     _, chunk = events(chunks.of([Piece(0, "", calls=calls)]))
     assert chunk["choices"][0]["delta"]["tool_calls"] == [
         {"index": 0, "id": "id0", "type": "function",
@@ -105,7 +105,7 @@ def test_parts_of_one_call_in_one_chunk_come_as_one() -> None:
 
 def test_a_later_part_of_a_call_names_nothing_again() -> None:
     shape = Shape(chat=True, id="1", created=0, model="m")
-    chunks = Chunks(shape, Usage(1), with_usage=False, hxd={})
+    chunks = Chunks(shape, Usage(1), with_usage=False, disclose=dict)
     chunks.of([Piece(0, "", calls=[wire.CallDelta(0, "id", "f", "{")])])
     [chunk] = events(chunks.of([Piece(0, "", calls=[wire.CallDelta(0, None, None, "}")])]))
     assert chunk["choices"][0]["delta"] == {

@@ -33,7 +33,7 @@ def test_deltas_of_any_size_go_out_in_frames_that_the_daemon_takes(
 ) -> None:
     expected = {delta.id: (delta.tokens, delta.text, len(delta.logprobs)) for delta in deltas}
     got: dict[int, tuple[list[int], str, int]] = {}
-    for frame in serve._frames(deltas):
+    for frame in serve._frames((delta, None) for delta in deltas):
         assert len(wire.encode(frame)) < wire.TO_DAEMON_LIMIT
         for delta in frame.deltas:
             tokens, text, count = got.get(delta.id, ([], "", 0))

@@ -18,7 +18,21 @@ from hxd.hookspecs import GAUGES
 _LATENCY = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 )  # fmt: skip
+_STATE = ("replica", "state")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True)
+class ReplicaReading:
+    """One replica's; `breaker` 0 is closed, 1 half-open, 2 open; `private` in bytes."""
+
+    replica: str
+    state: str
+    breaker: int
+    trips: int
+    health: float
+    weight: float
+    private: int | None
 
 
 @dataclass(frozen=True)
@@ -31,10 +45,12 @@ class ModelReading:
     waiting: int
     slots: int
     queue: int
-    restarts: int
     states: dict[str, int]
     used_context: float
     gauges: dict[str, dict[str, float]]
+    replicas: list[ReplicaReading]
+    retrying: int
+    poisoned: int
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,34 @@ class Metrics:
         self._whole = self._histogram(
             "hxd_request_seconds", "From a request's arrival to the end of its answer."
         )
+        self._failovers = Counter(
+            "hxd_failovers",
+            "Sequences that went on with another worker: retry before the first token, resume "
+            "inside an answer, fallback to another model; by what happened to the former worker.",
+            ["model", "kind", "cause"],
+            registry=self.registry,
+        )
+        self._pause = self._histogram(
+            "hxd_failover_seconds", "From the loss of a worker to the next token."
+        )
+        self._restarts = Counter(
+            "hxd_restarts",
+            "Workers started again after their death.",
+            ["model"],
+            registry=self.registry,
+        )
+        self._renewals = Counter(
+            "hxd_renewals",
+            "Workers that were replaced before they failed, because they drifted.",
+            ["model"],
+            registry=self.registry,
+        )
+        self._poisoned = Counter(
+            "hxd_poisoned_requests",
+            "Requests given up because two workers broke down while they served them.",
+            ["model"],
+            registry=self.registry,
+        )
         self._meters: dict[str, Meter] = {}
         self.registry.register(_States(reading))
         self.registry.register(
@@ -100,6 +144,29 @@ class Metrics:
                 prompted=self._tokens.labels(model, "prompt").inc,
             )
         return meter
+
+    def failover(self, model: str, kind: str, cause: str, seconds: float | None = None) -> None:
+        """`seconds` from the loss to the next token, where one came."""
+        self._failovers.labels(model, kind, cause).inc()
+        if seconds is not None:
+            self._pause.labels(model).observe(seconds)
+
+    def restarted(self, model: str) -> None:
+        self._restarts.labels(model).inc()
+
+    def renewed(self, model: str) -> None:
+        self._renewals.labels(model).inc()
+
+    def poisoned(self, model: str) -> None:
+        self._poisoned.labels(model).inc()
+
+    def serves(self, model: str) -> None:
+        """Counters of a model are there, at 0, before anything has happened to it."""
+        for counter in (self._restarts, self._renewals, self._poisoned):
+            counter.labels(model)
+        for kind, cause in (("retry", "killed"), ("resume", "killed"), ("fallback", "unavailable")):
+            self._failovers.labels(model, kind, cause)
+        self._pause.labels(model)
 
     def answered(self, endpoint: str, model: str, status: int, seconds: float) -> None:
         self._requests.labels(endpoint, model, str(status)).inc()
@@ -143,7 +210,18 @@ class _States(Collector):
         queue = gauge("hxd_queue_capacity", "Places in the queue.")
         slots = gauge("hxd_slots", "Slots of the replicas that are ready.")
         states = gauge("hxd_workers", "Workers by state.", "state")
-        restarts = gauge("hxd_worker_restarts", "Restarts of workers since the daemon's start.")
+        in_state = gauge("hxd_replica_state", "1 for the state that a replica is in.", *_STATE)
+        breaker = gauge(
+            "hxd_breaker_state", "Breaker of a replica: 0 closed, 1 half-open, 2 open.", "replica"
+        )
+        trips = gauge(
+            "hxd_breaker_trips", "Trips of a replica's breaker in a row, less forgiven.", "replica"
+        )
+        health = gauge("hxd_health_score", "Health of a replica, 0 to 1.", "replica")
+        weight = gauge("hxd_replica_weight", "Share of its usual traffic, 0 to 1.", "replica")
+        private = gauge("hxd_worker_private_bytes", "Private memory of a worker.", "replica")
+        retrying = gauge("hxd_retries_running", "Requests that are being tried again.")
+        poisoned = gauge("hxd_requests_blocked", "Requests refused by their fingerprints.")
         vllm_running = gauge("vllm:num_requests_running", "As hxd_requests_running.")
         vllm_waiting = gauge("vllm:num_requests_waiting", "As hxd_requests_waiting.")
         vllm_cache = gauge("vllm:kv_cache_usage_perc", "Share of the KV cells in use, 0 to 1.")
@@ -153,7 +231,16 @@ class _States(Collector):
             waiting.add_metric([now.model], now.waiting)
             queue.add_metric([now.model], now.queue)
             slots.add_metric([now.model], now.slots)
-            restarts.add_metric([now.model], now.restarts)
+            retrying.add_metric([now.model], now.retrying)
+            poisoned.add_metric([now.model], now.poisoned)
+            for one in now.replicas:
+                in_state.add_metric([now.model, one.replica, one.state], 1)
+                breaker.add_metric([now.model, one.replica], one.breaker)
+                trips.add_metric([now.model, one.replica], one.trips)
+                health.add_metric([now.model, one.replica], one.health)
+                weight.add_metric([now.model, one.replica], one.weight)
+                if one.private is not None:
+                    private.add_metric([now.model, one.replica], one.private)
             vllm_running.add_metric([now.model], now.running)
             vllm_waiting.add_metric([now.model], now.waiting)
             vllm_cache.add_metric([now.model], now.used_context)
@@ -162,6 +249,7 @@ class _States(Collector):
             for replica, said in now.gauges.items():
                 for name, value in said.items():
                     gauges[name].add_metric([now.model, replica], value)
-        yield from (running, waiting, queue, slots, states, restarts)
+        yield from (running, waiting, queue, slots, states, in_state)
+        yield from (breaker, trips, health, weight, private, retrying, poisoned)
         yield from gauges.values()
         yield from (vllm_running, vllm_waiting, vllm_cache)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hxd import __version__, conditions
 from hxd.clock import Clock
-from hxd.conditions import Condition
+from hxd.conditions import Alarms, Condition
 from hxd.config import Config
-from hxd.daemon.admin.metrics import ModelReading
-from hxd.daemon.request.models import Served
+from hxd.daemon.admin.metrics import ModelReading, ReplicaReading
+from hxd.daemon.request.breaker import Cause
+from hxd.daemon.request.breaker import State as BreakerState
+from hxd.daemon.request.models import Served, flatten
+from hxd.daemon.request.poison import Poison
+from hxd.daemon.request.roster import Roster
 from hxd.daemon.store.sources import SourceError
+from hxd.daemon.supervise.health import Health
 from hxd.daemon.supervise.lifecycle import State
 from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.supervisor import Supervisor
@@ -27,9 +32,11 @@ class Status:
     supervisor: Supervisor
     served: Mapping[str, Served]
     refused: Mapping[str, SourceError]
+    poison: Poison
     clock: Clock
     started: float
     draining: bool = False
+    _alarms: Alarms = field(default_factory=Alarms)
 
     def missing(self) -> list[str]:
         """What keeps the box from being ready, in words; empty when it is."""
@@ -51,22 +58,76 @@ class Status:
         return ", ".join(states)
 
     def conditions(self) -> list[Condition]:
+        """What is wrong now, one alarm for each root cause."""
         now = self.clock.wall()
-        raised = []
+        raised = list(self._raised(now))
+        return conditions.visible(self._alarms.dated(raised, now), now)
+
+    def _raised(self, now: float) -> Iterator[Condition]:
         if self.draining:
-            raised.append(Condition("daemon-draining", "", "running requests finish", now))
+            yield Condition("daemon-draining", "", "running requests finish", now)
         for name, error in self.refused.items():
-            raised.append(Condition("model-refused", name, f"{error.key}: {error}", self.started))
-        for name, replicas in self.supervisor.replicas.items():
+            yield Condition("model-refused", name, f"{error.key}: {error}", self.started)
+        for name, served in self.served.items():
+            replicas = self.supervisor.replicas[name]
             if not self.supervisor.ready(name):
-                since = now - self.clock.now() + max(r.unready_since for r in replicas)
-                raised.append(Condition("model-unavailable", name, self._why(name), since))
+                yield Condition("model-unavailable", name, self._why(name), now)
+            elif served.gate.roster.limping():
+                yield Condition("model-limping", name, self._why_limping(served), now)
+            elif len(replicas) > 1 and len(self.supervisor.ready(name)) == 1:
+                yield Condition("model-single", name, self._why(name), now)
             for replica in replicas:
-                if replica.state is State.FAILED:
-                    since = now - self.clock.now() + replica.unready_since
-                    detail = f"{replica.id}: {replica.problem}"
-                    raised.append(Condition("replica-failed", name, detail, since))
-        return conditions.visible(raised, now)
+                yield from self._raised_by(replica, served.gate.roster, now)
+        if blocked := len(self.poison):
+            yield Condition("requests-blocked", "", f"{blocked} by their fingerprints", now)
+        for route, chain in flatten(self.config.routes).items():
+            able = [name for name in chain if name in self.served]
+            able = [name for name in able if self.served[name].gate.able()]
+            if able and able[0] != chain[0]:
+                yield Condition("route-on-fallback", route, f"{able[0]}, not {chain[0]}", now)
+
+    def _raised_by(self, replica: Replica, roster: Roster, now: float) -> Iterator[Condition]:
+        """What is wrong with one replica; its model is the subject, so that causes are found."""
+
+        def about(code: str, detail: str) -> Condition:
+            return Condition(code, replica.source.name, f"{replica.id}: {detail}", now)
+
+        monotonic = self.clock.now()
+        ready_since = replica.since if replica.state is State.READY else None
+        if replica.restart.crash_loop(monotonic, ready_since):
+            last = replica.problem or "it is up for the moment"
+            yield about("replica-crash-loop", f"{replica.restart.deaths} deaths in a row; {last}")
+        if replica.state is State.FAILED:
+            yield about("replica-failed", replica.problem or "no reason was given")
+        if not replica.takes:
+            return
+        if replica.suspect:
+            yield about("replica-suspect", "its requests go to others if they can")
+        if replica.vitals is not None and replica.vitals.drift is not None:
+            yield about("replica-drifting", replica.vitals.drift)
+        breaker = roster.standing(replica).breaker
+        state = breaker.state(monotonic)
+        if state is not BreakerState.CLOSED and breaker.cause is not Cause.DEATH:
+            failures, total = breaker.errors(monotonic)
+            seconds = (
+                f"for {breaker.opens_in(monotonic):.0f} s" if state is BreakerState.OPEN else ""
+            )
+            yield about(
+                "breaker-open",
+                f"{state.value} {seconds}; {failures} of {total} requests failed in a minute",
+            )
+        health = roster.health(replica)
+        if health.score < 0.9:
+            yield about("replica-unhealthy", f"score {health.score:.2f} ({_parts(health)})")
+
+    def _why_limping(self, served: Served) -> str:
+        monotonic = self.clock.now()
+        rates = []
+        for replica in self.supervisor.ready(served.source.name):
+            breaker = served.gate.roster.standing(replica).breaker
+            failures, total = breaker.errors(monotonic)
+            rates.append(f"{replica.id} failed {failures} of {total}")
+        return f"one request at a time; {', '.join(rates)}"
 
     def health(self) -> dict[str, Any]:
         missing = self.missing()
@@ -100,6 +161,7 @@ class Status:
                     "plugin": served.source.plugin.manifest.name,
                     "replicas": settings.replicas,
                     "ready": ready,
+                    "policy": served.gate.roster.policy_name,
                     "slots": settings.slots,
                     "running": served.gate.running,
                     "waiting": served.gate.waiting,
@@ -121,6 +183,8 @@ class Status:
                 else None,
                 "running": self.served[name].gate.running_on(replica),
                 "restarts": replica.restarts,
+                "breaker": self._breaker(replica),
+                "health": self._health(replica),
                 "problem": replica.problem,
                 "note": replica.note,
                 "details": replica.loaded.details if replica.loaded else {},
@@ -130,6 +194,33 @@ class Status:
             for name, replicas in self.supervisor.replicas.items()
             for replica in replicas
         ]
+
+    def _breaker(self, replica: Replica) -> dict[str, Any]:
+        now = self.clock.now()
+        breaker = self.served[replica.source.name].gate.roster.standing(replica).breaker
+        state = breaker.state(now)
+        failures, requests = breaker.errors(now)
+        return {
+            "state": state.value,
+            "cause": breaker.cause.value if breaker.cause else None,
+            "trips": breaker.trips,
+            "opens_in_seconds": round(breaker.opens_in(now), 1),
+            "failures": failures,
+            "requests": requests,
+        }
+
+    def _health(self, replica: Replica) -> dict[str, Any]:
+        roster = self.served[replica.source.name].gate.roster
+        health = roster.health(replica)
+        shown: dict[str, Any] = {name: round(part, 3) for name, part in asdict(health).items()}
+        shown["weight"] = round(roster.weight(replica), 3)
+        if replica.vitals is not None:
+            vitals = replica.vitals
+            shown["slowdown"] = vitals.creep.slowdown and round(vitals.creep.slowdown, 2)
+            shown["private_bytes"] = vitals.private
+            shown["growth_bytes_per_second"] = round(vitals.leak.rate)
+            shown["drift"] = vitals.drift
+        return shown
 
     def readings(self) -> Iterator[ModelReading]:
         for name, served in self.served.items():
@@ -143,11 +234,33 @@ class Status:
                 waiting=served.gate.waiting,
                 slots=slots,
                 queue=settings.queue,
-                restarts=sum(replica.restarts for replica in replicas),
+                replicas=[self._reading(replica) for replica in replicas],
+                retrying=served.gate.budget.taken,
+                poisoned=len(self.poison),
                 states={state.value: states[state.value] for state in State},
                 used_context=_cache_use(replicas, served.gate.running / slots if slots else 0.0),
                 gauges={replica.id: replica.gauges for replica in replicas if replica.takes},
             )
+
+    def _reading(self, replica: Replica) -> ReplicaReading:
+        roster = self.served[replica.source.name].gate.roster
+        return ReplicaReading(
+            replica=replica.id,
+            state=replica.state.value,
+            breaker=_LEVEL[roster.breaker_state(replica)],
+            trips=roster.standing(replica).breaker.trips,
+            health=roster.health(replica).score,
+            weight=roster.weight(replica),
+            private=replica.vitals.private if replica.vitals is not None else None,
+        )
+
+
+_LEVEL = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
+
+
+def _parts(health: Health) -> str:
+    parts = {name: part for name, part in asdict(health).items() if name != "score"}
+    return ", ".join(f"{name} {part:.2f}" for name, part in parts.items() if part < 1)
 
 
 def _cache_use(replicas: Iterable[Replica], slots: float) -> float:

@@ -1,18 +1,19 @@
 """Lets sequences of one model in, as many as there are slots; the others wait in line, bounded.
 
-A grant is a `Lease` on one slot of one replica. The line is first come, first served. A place in
-it is given up when the caller is cancelled, when it has waited too long, or at once when no replica
-is left that could come up.
+A grant is a `Lease` on one slot of one replica. The line is first come, first served; what has lost
+its worker goes before it. A place is given up when the caller is cancelled, when it has waited too
+long, or at once when no replica is left that could come up.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hxd.daemon.request.choose import pack
+from hxd.daemon.request.failover import RetryBudget
+from hxd.daemon.request.roster import Grant, Roster
 from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.supervisor import Supervisor
 from hxd.errors import CallerError, QueueFull, Unavailable
@@ -20,33 +21,55 @@ from hxd.errors import CallerError, QueueFull, Unavailable
 
 @dataclass
 class Lease:
-    """One slot of `replica`; `release` gives it back, and may be called again."""
+    """One slot of a replica; `release` gives it back, and may be called again. `alone`: nothing
+    else is let in there until `open_up`, or the release."""
 
-    replica: Replica
-    _release: Callable[[Replica], None]
+    grant: Grant
+    _release: Callable[[Lease], None]
+    alone: bool = False
     _held: bool = True
+
+    @property
+    def replica(self) -> Replica:
+        return self.grant.replica
 
     def release(self) -> None:
         if self._held:
             self._held = False
-            self._release(self.replica)
+            self.grant.settle()
+            self._release(self)
+
+
+@dataclass
+class Place:
+    """A place in the line. `avoid`: the replica that has just failed this one."""
+
+    granted: asyncio.Future[Lease]
+    avoid: str | None = None
+    alone: bool = False
 
 
 class Gate:
-    """Admission to one model."""
+    """Admission to one model. `budget` bounds how many of its requests are being tried again."""
 
-    def __init__(self, model: str, replicas: int, slots: int, queue: int, supervisor: Supervisor):
-        self._model = model
-        self._capacity = replicas * slots
-        self._slots = slots
+    def __init__(
+        self, roster: Roster, replicas: int, at_once: int, queue: int, supervisor: Supervisor
+    ):
+        self.roster = roster
+        self._model = roster.model
+        self._capacity = replicas * at_once
+        self._slots = at_once
         self._queue = queue
         self._supervisor = supervisor
         self._busy: Counter[str] = Counter()
-        self._line: deque[asyncio.Future[Lease]] = deque()
+        self._line: deque[Place] = deque()
+        self._moved: deque[Place] = deque()
+        self._solitary: set[str] = set()
+        self.budget = RetryBudget(lambda: self.running)
 
     @property
     def waiting(self) -> int:
-        return len(self._line)
+        return len(self._line) + len(self._moved)
 
     @property
     def running(self) -> int:
@@ -55,8 +78,17 @@ class Gate:
     def running_on(self, replica: Replica) -> int:
         return self._busy[replica.id]
 
-    def enter(self, count: int) -> list[asyncio.Future[Lease]]:
-        """Places for `count` sequences, all or none; cancel a future to give its place up.
+    def able(self) -> bool:
+        """Whether a request would be taken as usual, now or when its turn comes."""
+        return self.roster.able()
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether waiting is of no use."""
+        return self._hopeless() is not None
+
+    def enter(self, count: int) -> list[Place]:
+        """Places for `count` new sequences, all or none; `abandon` gives them up.
 
         Raises `QueueFull`, `Unavailable`, or `CallerError` for a count that can never fit.
         """
@@ -67,46 +99,89 @@ class Gate:
                 f"queues {self._queue}",
                 param="n",
             )
-        free = self._free() if not self._line else 0
+        free = self._free() if not self.waiting else 0
         if count > free + self._queue - len(self._line):
             raise QueueFull(
                 f"all {self._capacity} slots of {self._model!r} are busy and {len(self._line)} "
                 f"of {self._queue} places in its queue are taken; try again",
                 retry_after=1.0,
             )
-        loop = asyncio.get_running_loop()
-        places = [loop.create_future() for _ in range(count)]
+        places = [self._place() for _ in range(count)]
+        for _ in places:
+            self.roster.demanded()
         self._line.extend(places)
         self.advance()
         return places
 
+    def reenter(self, *, avoid: str | None = None, alone: bool = False) -> Place:
+        """A place before all others, for a sequence that was let in already and lost its worker.
+
+        `alone`: it may be what ended the worker; it gets one that runs nothing else, and never the
+        last one that lives. Raises `Unavailable` when there is no hope.
+        """
+        self._raise_if_hopeless()
+        place = self._place(avoid, alone)
+        self._moved.append(place)
+        self.advance()
+        return place
+
+    def _place(self, avoid: str | None = None, alone: bool = False) -> Place:
+        return Place(asyncio.get_running_loop().create_future(), avoid, alone)
+
     def advance(self) -> None:
         """Serve the line as far as slots allow; call it whenever a slot or a replica changes."""
-        while self._line:
-            place = self._line[0]
-            if place.done():
-                self._line.popleft()
-                continue
-            replica = pack(self._supervisor.ready(self._model), self._busy, self._slots)
-            if replica is None:
-                break
+        if not self._line and not self._moved:
+            return
+        for place in [place for place in self._moved if self._serve(place)]:
+            self._moved.remove(place)
+        while self._line and self._serve(self._line[0]):
             self._line.popleft()
-            self._busy[replica.id] += 1
-            place.set_result(Lease(replica, self._release))
-        if self._line and (error := self._hopeless()):
-            line, self._line = self._line, deque()
-            for place in line:
-                if not place.done():
-                    place.set_exception(error)
+        if self.waiting and (error := self._hopeless()):
+            for line in (self._moved, self._line):
+                places = list(line)
+                line.clear()
+                for place in places:
+                    if not place.granted.done():
+                        place.granted.set_exception(error)
 
-    async def wait(self, place: asyncio.Future[Lease], seconds: float) -> Lease:
+    def _serve(self, place: Place) -> bool:
+        """Whether the place is done with."""
+        if place.granted.done():
+            return True
+        barred = self._solitary | self._reserved(place)
+        if place.alone:
+            ready = self._supervisor.ready(self._model)
+            if len(ready) < 2:
+                return False
+            barred |= {replica.id for replica in ready if self._busy[replica.id]}
+        grant = self.roster.choose(self._busy, self._slots, barred=barred, avoid=place.avoid)
+        if grant is None:
+            return False
+        self._busy[grant.replica.id] += 1
+        if place.alone:
+            self._solitary.add(grant.replica.id)
+        place.granted.set_result(Lease(grant, self._release, place.alone))
+        return True
+
+    def _reserved(self, place: Place) -> set[str]:
+        """While a sequence waits for a worker of its own, the least busy one takes nobody else, so
+        that it gets one even when there is always somebody in line."""
+        if place.alone or not any(p.alone and not p.granted.done() for p in self._moved):
+            return set()
+        ready = self._supervisor.ready(self._model)
+        if len(ready) < 2 or self._solitary:
+            return set()
+        return {min(ready, key=lambda replica: self._busy[replica.id]).id}
+
+    async def wait(self, place: Place, seconds: float) -> Lease:
         """The lease, once granted; raises `Unavailable` when that takes over `seconds`."""
-        if place.done() and not place.cancelled():
-            return place.result()
+        granted = place.granted
+        if granted.done() and not granted.cancelled():
+            return granted.result()
         try:
             # Not wait_for: in Python 3.11 it swallows a cancel that meets the grant.
             async with asyncio.timeout(seconds):
-                return await place
+                return await granted
         except TimeoutError:
             raise Unavailable(
                 f"no slot of {self._model!r} became free within {seconds:g} s",
@@ -116,21 +191,36 @@ class Gate:
         finally:
             self._drop(place)
 
-    def abandon(self, places: list[asyncio.Future[Lease]]) -> None:
+    def abandon(self, places: Sequence[Place]) -> None:
         """Give up places and leases that nobody will use."""
         for place in places:
-            if place.done() and not place.cancelled() and place.exception() is None:
-                place.result().release()
+            granted = place.granted
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
+                granted.result().release()
             else:
-                place.cancel()
+                granted.cancel()
                 self._drop(place)
 
-    def _drop(self, place: asyncio.Future[Lease]) -> None:
-        if place.cancelled() and place in self._line:
-            self._line.remove(place)
+    def _drop(self, place: Place) -> None:
+        if place.granted.cancelled():
+            for line in (self._line, self._moved):
+                if place in line:
+                    line.remove(place)
 
-    def _release(self, replica: Replica) -> None:
-        self._busy[replica.id] -= 1
+    def open_up(self, lease: Lease) -> None:
+        """The sequence has shown that it does no harm: others may join it."""
+        if lease.alone:
+            lease.alone = False
+            self._solitary.discard(lease.replica.id)
+            self.advance()
+
+    def _release(self, lease: Lease) -> None:
+        id = lease.replica.id
+        self._busy[id] -= 1
+        if not self._busy[id]:
+            del self._busy[id]
+        if lease.alone:
+            self._solitary.discard(id)
         self.advance()
 
     def _free(self) -> int:

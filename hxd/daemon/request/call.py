@@ -1,28 +1,20 @@
-"""Runs the sequences of one request on workers, and hands on what they say as one stream.
-
-Owns the leases: a slot is given back when its worker has said the last word on the sequence, not
-when the client has gone.
-"""
+"""Runs the sequences of one request and hands on what they say as one stream of pieces."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from hxd import wire
-from hxd.clock import Clock
-from hxd.daemon.admin.metrics import Metrics
-from hxd.daemon.request.admit import Gate, Lease
-from hxd.daemon.supervise.link import new_id
-from hxd.errors import BY_FAULT, BackendError, HxdError, Unavailable
+from hxd.daemon.request.admit import Place
+from hxd.daemon.request.models import Served
+from hxd.daemon.request.strand import Said, Setting, Strand
+from hxd.errors import HxdError
 
-# An error in place of an answer: the sequence never reached a worker.
-Answer = wire.Answer | HxdError
 # Which choice, what, and when in monotonic seconds.
-Arrival = tuple[int, Answer, float]
-
-RETRY_AFTER = 1.0
+Arrival = tuple[int, Said, float]
 
 
 @dataclass(slots=True)
@@ -43,23 +35,34 @@ class Piece:
 
 @dataclass
 class Call:
-    """One request on its way. `orders` holds a `Generate` per choice; their ids are set here.
-    `whole`: nobody reads before a choice has ended, so nobody is woken before."""
+    """One request on its way. `chain`: the models that may answer, best first. `orders` holds a
+    `Generate` per choice. `whole`: nobody reads before a choice has ended, so nobody is woken
+    before."""
 
-    model: str
-    gate: Gate
-    clock: Clock
-    metrics: Metrics
+    setting: Setting
+    chain: list[Served]
     orders: Sequence[wire.Generate]
-    queue_time: float
+    choices_per_prompt: int = 1
     whole: bool = False
-    replicas: set[str] = field(default_factory=set)
+    _strands: list[Strand] = field(default_factory=list)
     _arrived: list[Arrival] = field(default_factory=list)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
-    _leases: dict[int, Lease] = field(default_factory=dict)
-    _taken: set[asyncio.Future[Lease]] = field(default_factory=set)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _generated: int = 0
+
+    @property
+    def served(self) -> Served:
+        """The model that answers, as far as is known."""
+        return self._strands[0].served if self._strands else self.chain[0]
+
+    @property
+    def replicas(self) -> set[str]:
+        return {id for strand in self._strands for id in strand.replicas}
+
+    @property
+    def failovers(self) -> int:
+        """How often a sequence had to go on with another worker, so far."""
+        return sum(strand.failovers for strand in self._strands)
 
     async def pieces(self) -> AsyncGenerator[list[Piece], None]:
         """Lists of pieces, each list what arrived since the last one was taken.
@@ -67,13 +70,20 @@ class Call:
         Raises `HxdError` when a choice fails. Closing the iterator, or cancelling the task that
         reads it, cancels what still runs.
         """
-        places = self.gate.enter(len(self.orders))
+        for order in self.orders[:: self.choices_per_prompt]:
+            self.setting.poison.check(self.chain[0].source.name, order)
+        gate = self.chain[0].gate
+        places = gate.enter(len(self.orders))
         pending = len(self.orders)
-        started = self.clock.now()
+        started = self.setting.clock.now()
         last: dict[int, float] = {}
+        self._strands = [
+            Strand(self.setting, self.chain, order, partial(self._arrive, index), whole=self.whole)
+            for index, order in enumerate(self.orders)
+        ]
         try:
             if len(self.orders) == 1:
-                await self._start(0, places[0])
+                await self._strands[0].start(places[0])
             else:
                 self._tasks = [
                     asyncio.create_task(self._start_or_fail(index, place))
@@ -90,68 +100,44 @@ class Call:
         finally:
             for task in self._tasks:
                 task.cancel()
-            self.gate.abandon([place for place in places if place not in self._taken])
-            self._cancel()
+            gate.abandon([p for p, s in zip(places, self._strands, strict=True) if not s.began])
+            for strand in self._strands:
+                strand.cancel()
 
-    async def _start_or_fail(self, index: int, place: asyncio.Future[Lease]) -> None:
+    async def _start_or_fail(self, index: int, place: Place) -> None:
         try:
-            await self._start(index, place)
+            await self._strands[index].start(place)
         except HxdError as error:
-            self._arrive(index, error)
+            self._arrive(index, error, self.setting.clock.now())
 
-    async def _start(self, index: int, place: asyncio.Future[Lease]) -> None:
-        lease = await self.gate.wait(place, self.queue_time)
-        self._taken.add(place)
-        order = self.orders[index]
-        order.id = new_id()
-        worker = lease.replica.worker
-        if worker is None:
-            lease.release()
-            raise BackendError("the worker ended before the request reached it")
-        self.replicas.add(lease.replica.id)
-        self._leases[order.id] = lease
-
-        def sink(answer: wire.Answer) -> None:
-            ended = isinstance(answer, wire.Done | wire.Failed)
-            if ended:
-                self._leases.pop(order.id).release()
-            self._arrive(index, answer, wake=ended or not self.whole)
-
-        worker.link.call(order, sink)
-
-    def _arrive(self, index: int, answer: Answer, *, wake: bool = True) -> None:
-        self._arrived.append((index, answer, self.clock.now()))
-        if wake:
+    def _arrive(self, index: int, said: Said, at: float) -> None:
+        self._arrived.append((index, said, at))
+        if not self.whole or not isinstance(said, wire.Delta):
             self._wake.set()
-
-    def _cancel(self) -> None:
-        for id, lease in self._leases.items():
-            if lease.replica.worker is not None:
-                lease.replica.worker.link.send(wire.Cancel(id))
 
     def _read(self, arrived: list[Arrival], started: float, last: dict[int, float]) -> list[Piece]:
         pieces = []
         tokens = 0
-        meter = self.metrics.of(self.model)
-        for index, answer, at in arrived:
-            match answer:
+        meter = self.setting.metrics.of(self.served.source.name)
+        for index, said, at in arrived:
+            match said:
                 case wire.Delta():
-                    tokens += len(answer.tokens)
-                    if answer.text or answer.calls or answer.reasoning:
+                    tokens += len(said.tokens)
+                    if said.text or said.calls or said.reasoning:
                         if index in last:
                             meter.gap(at - last[index])
                         else:
                             meter.first_token(at - started)
                         last[index] = at
-                    elif not answer.logprobs:
+                    elif not said.logprobs:
                         continue
                     pieces.append(
                         Piece(
                             index,
-                            answer.text,
-                            calls=answer.calls,
-                            logprobs=answer.logprobs,
-                            reasoning=answer.reasoning,
+                            said.text,
+                            calls=said.calls,
+                            logprobs=said.logprobs,
+                            reasoning=said.reasoning,
                         )
                     )
                 case wire.Done():
@@ -159,16 +145,14 @@ class Call:
                         Piece(
                             index,
                             "",
-                            answer.finish,
-                            answer.prompt_tokens,
-                            answer.completion_tokens,
-                            answer.cached_tokens,
+                            said.finish,
+                            said.prompt_tokens,
+                            said.completion_tokens,
+                            said.cached_tokens,
                         )
                     )
-                case wire.Failed():
-                    raise failure(answer)
                 case HxdError():
-                    raise answer
+                    raise said
         if tokens:
             meter.generated(tokens)
             self._generated += tokens
@@ -178,13 +162,5 @@ class Call:
         """`completion` tokens were generated in all; a relay's come without ids and have not been
         counted."""
         if completion > self._generated:
-            self.metrics.of(self.model).generated(completion - self._generated)
-
-
-def failure(failed: wire.Failed) -> HxdError:
-    """The error that a client reads, by whose fault it was."""
-    kind = BY_FAULT.get(failed.fault, BackendError)
-    retry_after = failed.retry_after
-    if retry_after is None and kind is Unavailable:
-        retry_after = RETRY_AFTER
-    return kind(failed.message, param=failed.param, code=failed.code, retry_after=retry_after)
+            meter = self.setting.metrics.of(self.served.source.name)
+            meter.generated(completion - self._generated)

@@ -30,21 +30,24 @@ class Abilities:
         said = [r.loaded.capabilities for r in replicas if r.loaded is not None]
         return frozenset().union(*said) if said else None
 
-    def find(self, reference: str | None, capability: str | None) -> Served:
-        """The model that `reference` names, or the only one that could be meant. Raises
-        `CallerError` when it can't do it, or as `Catalog.find`."""
+    def find(self, reference: str | None, capability: str | None) -> list[Served]:
+        """The models that may answer for the model or route that `reference` names, best first; or
+        the only one that could be meant. Raises `CallerError` when none can do it, or as
+        `Catalog.find`."""
         if reference is None:
-            return self._only(capability)
-        served = self.catalog.find(reference)
+            return [self._only(capability)]
+        chain = self.catalog.chain(reference)
         if capability is not None:
-            self.require(served, capability)
-        return served
+            able = [served for served in chain if self._may_do(served, capability)]
+            if not able:
+                raise self._unable(chain[0], capability)
+            return able
+        return chain
 
-    def require(self, served: Served, capability: str) -> None:
-        """Raises `CallerError` if the model is known to lack it."""
+    def _may_do(self, served: Served, capability: str) -> bool:
+        """Unless the model is known to lack it."""
         known = self.of(served)
-        if known is not None and capability not in known:
-            raise self._unable(served, capability)
+        return known is None or capability in known
 
     def confirm(self, served: Served, capability: str, replica: Replica) -> None:
         """The same of a replica that is ready, and so has said what it can do."""

@@ -11,12 +11,12 @@ from aiohttp import web
 
 from hxd import wire
 from hxd.config.settings import Limits
-from hxd.daemon.admin.metrics import Metrics
 from hxd.daemon.request import receive_inputs, reply, transfer, vectors
 from hxd.daemon.request.capable import Abilities
-from hxd.daemon.request.inquiry import Inquiry, Reply
+from hxd.daemon.request.inquiry import Inquiry, Reply, along
 from hxd.daemon.request.models import Served
 from hxd.daemon.request.receive_inputs import RerankRequest
+from hxd.daemon.request.strand import Setting
 from hxd.daemon.request.vectors import Render, Vectors
 
 # About 1.5 ms of rendering, after which other requests get their turn.
@@ -31,18 +31,17 @@ class Embeddings:
     """A call takes one place of its model, however many inputs it has: they share batches with
     those of other calls."""
 
-    def __init__(self, abilities: Abilities, metrics: Metrics, limits: Limits) -> None:
+    def __init__(self, abilities: Abilities, setting: Setting, limits: Limits) -> None:
         self._abilities = abilities
-        self._metrics = metrics
+        self._setting = setting
         self._limits = limits
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
         asked = receive_inputs.parse_embeddings(await transfer.read(request, self._limits))
         inputs = receive_inputs.inputs(asked)
-        served = self._abilities.find(asked.model, "embed")
-        answer = await self._ask(
+        served, answer = await self._ask(
             request,
-            served,
+            asked.model,
             "embed",
             lambda id: wire.Embed(id, list(inputs)),
             len(inputs),
@@ -58,10 +57,9 @@ class Embeddings:
     async def rerank(self, request: web.Request) -> web.StreamResponse:
         asked = receive_inputs.parse_rerank(await transfer.read(request, self._limits))
         documents = receive_inputs.documents(asked)
-        served = self._abilities.find(asked.model, "rank")
-        answer = await self._ask(
+        served, answer = await self._ask(
             request,
-            served,
+            asked.model,
             "rank",
             lambda id: wire.Rank(id, asked.query, documents),
             len(documents),
@@ -76,25 +74,33 @@ class Embeddings:
     async def _ask(
         self,
         request: web.Request,
-        served: Served,
+        model: str | None,
         capability: str,
         frame: Callable[[int], wire.Request],
         count: int,
         dimensions: int | None = None,
-    ) -> Reply[Vectors]:
-        source = served.source
-        request["model"] = source.name
-        inquiry = Inquiry(
-            served.gate,
-            source.settings.queue_time,
-            frame,
-            partial(Vectors, count, dimensions),
-            partial(self._abilities.confirm, served, capability),
-        )
-        answer = await inquiry.reply()
-        answer.found.check()
-        self._metrics.of(source.name).prompted(answer.tokens)
-        return answer
+    ) -> tuple[Served, Reply[Vectors]]:
+        chain = self._abilities.find(model, capability)
+        request["model"] = chain[0].source.name
+
+        async def ask(served: Served) -> Reply[Vectors]:
+            inquiry = Inquiry(
+                self._setting,
+                served.source.name,
+                served.gate,
+                served.source.settings.queue_time,
+                frame,
+                partial(Vectors, count, dimensions),
+                partial(self._abilities.confirm, served, capability),
+            )
+            answer = await inquiry.reply()
+            answer.found.check()
+            return answer
+
+        served, answer = await along(chain, ask)
+        request["model"] = served.source.name
+        self._setting.metrics.of(served.source.name).prompted(answer.tokens)
+        return served, answer
 
     async def _send_parts(
         self,

@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from hxd import wire
-from hxd.clock import Clock
 from hxd.config.settings import Limits
-from hxd.daemon.admin.metrics import Metrics
 from hxd.daemon.request import receive, reply, transfer
 from hxd.daemon.request.call import Call, Piece
 from hxd.daemon.request.capable import Abilities
 from hxd.daemon.request.models import Served
+from hxd.daemon.request.strand import Setting
 from hxd.errors import HxdError, Unavailable
 
 SSE_HEADERS = {
@@ -35,7 +35,7 @@ _SEED_MASK = (1 << 63) - 1
 class Work:
     """A request as it goes to the workers and how its answer is worded."""
 
-    served: Served
+    chain: list[Served]
     orders: list[wire.Generate]
     shape: reply.Shape
     stream: bool
@@ -46,13 +46,10 @@ class Work:
 class Generation:
     """Serves both completion endpoints."""
 
-    def __init__(
-        self, abilities: Abilities, metrics: Metrics, limits: Limits, clock: Clock
-    ) -> None:
+    def __init__(self, abilities: Abilities, setting: Setting, limits: Limits) -> None:
         self._abilities = abilities
-        self._metrics = metrics
+        self._setting = setting
         self._limits = limits
-        self._clock = clock
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         asked = receive.parse_chat(await transfer.read(request, self._limits))
@@ -92,7 +89,7 @@ class Generation:
         orders: list[wire.Generate],
         limit: int | None,
     ) -> Work:
-        served = self._abilities.find(asked.model, "generate")
+        chain = self._abilities.find(asked.model, "generate")
         seed = secrets.randbits(63) if asked.seed is None else asked.seed & _SEED_MASK
         choices = asked.n or 1
         sampling, constraint = receive.sampling(asked), receive.constraint(asked)
@@ -102,7 +99,7 @@ class Generation:
             order.stop = receive.stop_strings(asked)
             order.constraint = constraint
             order.logprobs = receive.logprobs(asked)
-            if served.source.settings.prefix_cache == "per_key":
+            if any(served.source.settings.prefix_cache == "per_key" for served in chain):
                 order.cache = request.get("key", "")
         spread = [
             msgspec.structs.replace(orders[index // choices], seed=(seed + index) & _SEED_MASK)
@@ -113,12 +110,12 @@ class Generation:
         shape = reply.Shape(
             chat=chat,
             id=f"{prefix}-{secrets.token_hex(12)}",
-            created=int(self._clock.wall()),
-            model=served.source.name,
+            created=int(self._setting.clock.wall()),
+            model=chain[0].source.name,
         )
         options = asked.stream_options
         return Work(
-            served=served,
+            chain=chain,
             orders=spread,
             shape=shape,
             stream=bool(asked.stream),
@@ -127,15 +124,12 @@ class Generation:
         )
 
     async def _answer(self, request: web.Request, work: Work) -> web.StreamResponse:
-        source = work.served.source
-        request["model"] = source.name
+        request["model"] = work.chain[0].source.name
         call = Call(
-            source.name,
-            work.served.gate,
-            self._clock,
-            self._metrics,
+            self._setting,
+            work.chain,
             work.orders,
-            source.settings.queue_time,
+            work.choices_per_prompt,
             whole=not work.stream,
         )
         usage = reply.Usage(work.choices_per_prompt)
@@ -144,7 +138,8 @@ class Generation:
                 response = await self._stream(request, work, call, pieces, usage)
             else:
                 response = await self._whole(work, call, pieces, usage)
-        self._metrics.of(source.name).prompted(usage.prompt_total)
+        request["model"] = call.served.source.name
+        self._setting.metrics.of(call.served.source.name).prompted(usage.prompt_total)
         call.count_untold(usage.completion)
         return response
 
@@ -161,10 +156,11 @@ class Generation:
                 choices[piece.index].add(piece)
                 if piece.finish is not None:
                     usage.add(piece)
+        shape = replace(work.shape, model=call.served.source.name)
         return web.Response(
-            body=reply.json_bytes(work.shape.whole(choices, usage, _disclosed())),
+            body=reply.json_bytes(shape.whole(choices, usage, _disclosed(call))),
             content_type="application/json",
-            headers=self._headers(work, call),
+            headers=_headers(call),
         )
 
     async def _stream(
@@ -177,8 +173,11 @@ class Generation:
     ) -> web.StreamResponse:
         """Headers go out with the first piece, so that what fails before it has a status."""
         first = await anext(pieces)
-        response = web.StreamResponse(headers={**SSE_HEADERS, **self._headers(work, call)})
-        chunks = reply.Chunks(work.shape, usage, with_usage=work.with_usage, hxd=_disclosed())
+        response = web.StreamResponse(headers={**SSE_HEADERS, **_headers(call)})
+        shape = replace(work.shape, model=call.served.source.name)
+        chunks = reply.Chunks(
+            shape, usage, with_usage=work.with_usage, disclose=partial(_disclosed, call)
+        )
         try:
             await response.prepare(request)
             try:
@@ -197,13 +196,19 @@ class Generation:
                 request.transport.abort()
         return response
 
-    def _headers(self, work: Work, call: Call) -> dict[str, str]:
-        return {**work.served.headers(), "x-hxd-replica": ",".join(sorted(call.replicas))}
+
+def _headers(call: Call) -> dict[str, str]:
+    return {**call.served.headers(), "x-hxd-replica": ",".join(sorted(call.replicas))}
 
 
-def _disclosed() -> dict[str, Any]:
-    """What is only known at the end of an answer."""
-    return {"failovers": 0}
+def _disclosed(call: Call) -> dict[str, Any]:
+    """What is only known at the end of an answer. `model` is who went on where that is not who
+    began."""
+    return {
+        "failovers": call.failovers,
+        "model": call.served.source.name,
+        "replicas": sorted(call.replicas),
+    }
 
 
 def draining(retry_after: float) -> Unavailable:

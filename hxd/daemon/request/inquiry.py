@@ -7,20 +7,18 @@ when the first one dies.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from hxd import wire
 from hxd.daemon.request.admit import Gate, Lease
-from hxd.daemon.request.call import failure
-from hxd.daemon.supervise.link import new_id
+from hxd.daemon.request.failover import Next, Trail
+from hxd.daemon.request.models import Served
+from hxd.daemon.request.strand import POISONED, Setting, failure
+from hxd.daemon.supervise.link import Heard, Loss, Lost, new_id
 from hxd.daemon.supervise.replica import Replica
-from hxd.errors import BackendError, HxdError
-
-# A question that was there when two workers died is not put to a third.
-TRIES = 2
-WORKER_DIED = "worker_died"
+from hxd.errors import BackendError, Fault, HxdError, Unavailable
 
 
 class Collector(Protocol):
@@ -39,11 +37,29 @@ class Reply(Generic[C]):
     replica: Replica
 
 
+class Died(Exception):
+    """The worker was lost before it had answered."""
+
+    def __init__(self, lost: Lost, replica: Replica) -> None:
+        super().__init__(lost.why)
+        self.lost, self.replica = lost, replica
+
+
+class Refused(Exception):
+    """The worker lives and could not answer."""
+
+    def __init__(self, error: HxdError, replica: Replica) -> None:
+        super().__init__(str(error))
+        self.error, self.replica = error, replica
+
+
 @dataclass(frozen=True)
 class Inquiry(Generic[C]):
     """`frame` makes the question from its id, `collector` what takes the answer; both anew for
     each try. `confirm` may refuse the replica. `queue_time` in seconds."""
 
+    setting: Setting
+    model: str
     gate: Gate
     queue_time: float
     frame: Callable[[int], wire.Request]
@@ -52,59 +68,135 @@ class Inquiry(Generic[C]):
 
     async def reply(self) -> Reply[C]:
         """Raises `HxdError`. Cancelling it cancels what the worker does."""
-        for left in reversed(range(TRIES)):
+        if len(self.setting.poison):
+            self.setting.poison.check(self.model, self.frame(0))
+        trail = Trail()
+        lease = await self._first_lease()
+        while True:
+            began = self.setting.clock.now()
             try:
-                return await self._try()
-            except BackendError as error:
-                if error.code != WORKER_DIED or not left:
-                    raise
-        raise AssertionError("the last try returns or raises")
+                return await self._ask(lease)
+            except Died as died:
+                error: HxdError = BackendError(f"the worker died: {died}", code=wire.WORKER_DIED)
+                then = trail.lost(
+                    died.lost.loss, companions=self.setting.supervisor.companions(died.replica)
+                )
+                cause, avoid = died.lost.loss.value, died.replica.id
+            except Refused as refused:
+                then, error = trail.failed(), refused.error
+                cause, avoid = "error", refused.replica.id
+            lease = await self._again(then, trail, cause, avoid, error)
+            self.setting.metrics.failover(
+                self.model, "retry", cause, self.setting.clock.now() - began
+            )
 
-    async def _try(self) -> Reply[C]:
-        lease = await self._lease()
+    async def _again(
+        self, then: Next, trail: Trail, cause: str, avoid: str, error: HxdError
+    ) -> Lease:
+        """The lease for the next try; raises `error` where there is to be none."""
+        setting = self.setting
+        match then:
+            case Next.ELSEWHERE | Next.ALONE:
+                return await self._lease(avoid, alone=then is Next.ALONE)
+            case Next.LATER if self.gate.budget.take():
+                try:
+                    await setting.clock.sleep(trail.pause(setting.random.random()))
+                    return await self._lease(avoid)
+                finally:
+                    self.gate.budget.give_back()
+            case Next.POISON:
+                setting.poison.add(self.model, self.frame(0))
+                setting.metrics.poisoned(self.model)
+                raise BackendError(
+                    f"two workers ended while they served this request; {error}", code=POISONED
+                ) from None
+        raise error
+
+    async def _ask(self, lease: Lease) -> Reply[C]:
         replica = lease.replica
+        worker = replica.worker
         try:
             self.confirm(replica)
-            if replica.worker is None:
-                raise BackendError("the worker ended before it was asked", code=WORKER_DIED)
         except HxdError:
             lease.release()
             raise
-        link, id, collector = replica.worker.link, new_id(), self.collector()
+        id, collector = new_id(), self.collector()
         answered: asyncio.Future[wire.Done] = asyncio.get_running_loop().create_future()
 
-        def fail(error: HxdError) -> None:
+        def fail(error: Exception) -> None:
             if not answered.done():
                 answered.set_exception(error)
 
-        def sink(answer: wire.Answer) -> None:
+        def sink(answer: Heard) -> None:
             match answer:
                 case wire.Done():
+                    lease.grant.succeeded()
                     lease.release()
                     if not answered.done():
                         answered.set_result(answer)
                 case wire.Failed():
+                    error = failure(answer)
+                    if answer.fault == Fault.BACKEND:
+                        lease.grant.failed()
+                        fail(Refused(error, replica))
                     lease.release()
-                    fail(failure(answer))
+                    fail(error)
+                case Lost(loss=Loss.MOVED):
+                    others = self.setting.supervisor.companions(replica)
+                    if others and worker is not None and not answered.done():
+                        worker.link.leave(id)
+                        lease.release()
+                        fail(Died(answer, replica))
+                case Lost():
+                    lease.release()
+                    fail(Died(answer, replica))
                 case _ if not answered.done():
                     try:
                         collector.add(answer)
                     except HxdError as error:
+                        if error.fault is Fault.BACKEND:
+                            lease.grant.failed()
                         fail(error)
-                        link.send(wire.Cancel(id))
+                        if worker is not None:
+                            worker.link.send(wire.Cancel(id))
 
-        link.call(self.frame(id), sink)
+        if worker is None:
+            sink(Lost(id, Loss.KILLED, "the worker ended before it was asked"))
+        else:
+            worker.link.call(self.frame(id), sink)
         try:
             done = await answered
         except asyncio.CancelledError:
-            link.send(wire.Cancel(id))
+            if worker is not None:
+                worker.link.send(wire.Cancel(id))
             raise
         return Reply(collector, done.prompt_tokens, replica)
 
-    async def _lease(self) -> Lease:
+    async def _first_lease(self) -> Lease:
         [place] = self.gate.enter(1)
         try:
             return await self.gate.wait(place, self.queue_time)
         except BaseException:
             self.gate.abandon([place])
             raise
+
+    async def _lease(self, avoid: str, *, alone: bool = False) -> Lease:
+        place = self.gate.reenter(avoid=avoid, alone=alone)
+        try:
+            return await self.gate.wait(place, self.queue_time)
+        except BaseException:
+            self.gate.abandon([place])
+            raise
+
+
+async def along(
+    chain: Sequence[Served], ask: Callable[[Served], Awaitable[Reply[C]]]
+) -> tuple[Served, Reply[C]]:
+    """The answer of the first model of the chain that can give one, and which that is. Raises what
+    the last one said."""
+    for served in chain[:-1]:
+        try:
+            return served, await ask(served)
+        except (Unavailable, BackendError):
+            continue
+    return chain[-1], await ask(chain[-1])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from hxd.config import RouteSettings
 from hxd.daemon.request.admit import Gate
 from hxd.daemon.store.sources import Source, SourceError
 from hxd.errors import ModelNotFound, Unavailable
@@ -29,12 +30,23 @@ class Served:
 
 @dataclass(frozen=True)
 class Catalog:
-    """The served models; `refused` says of others why they can't be. `created` is when the daemon
-    started, in Unix seconds."""
+    """The served models; `refused` says of others why they can't be. `routes` are chains of models,
+    best first. `created` is when the daemon started, in Unix seconds."""
 
     served: Mapping[str, Served]
     refused: Mapping[str, SourceError]
     created: int
+    routes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def chain(self, reference: str) -> list[Served]:
+        """The models that may answer for a model or a route, at least one. Those that can answer
+        now come first, then those that are on their way. Raises as `find`."""
+        if reference not in self.routes:
+            return [self.find(reference)]
+        links = [self.served[name] for name in self.routes[reference] if name in self.served]
+        if not links:
+            return [self.find(self.routes[reference][0])]
+        return sorted(links, key=lambda served: (not served.gate.able(), served.gate.hopeless))
 
     def find(self, reference: str) -> Served:
         """The model for `name[:variant][@version-or-label]`.
@@ -59,10 +71,20 @@ class Catalog:
                 retry_after=RETRY_AFTER,
             )
         # A name from outside may be long, and goes into a log line.
-        raise ModelNotFound(reference[:200], self.served)
+        raise ModelNotFound(reference[:200], [*self.served, *self.routes])
 
     def list(self) -> dict[str, Any]:
-        return {"object": "list", "data": [self.entry(s) for s in self.served.values()]}
+        data = [self.entry(served) for served in self.served.values()]
+        return {"object": "list", "data": data + [self.route(name) for name in self.routes]}
+
+    def route(self, name: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "hxd",
+            "hxd": {"chain": list(self.routes[name])},
+        }
 
     def entry(self, served: Served) -> dict[str, Any]:
         source = served.source
@@ -78,3 +100,16 @@ class Catalog:
                 "context": source.context,
             },
         }
+
+
+def flatten(routes: Mapping[str, RouteSettings]) -> dict[str, list[str]]:
+    """Each route's models in order, routes within routes resolved; they have no cycles."""
+
+    def models(name: str) -> Iterator[str]:
+        if name in routes:
+            for link in routes[name].chain:
+                yield from models(link)
+        else:
+            yield name
+
+    return {name: list(dict.fromkeys(models(name))) for name in routes}

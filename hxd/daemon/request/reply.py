@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -291,17 +291,22 @@ def _call_delta(call: wire.CallDelta) -> dict[str, Any]:
 
 
 class Chunks:
-    """The events of one streamed answer. `hxd` is said with each finish reason."""
+    """The events of one streamed answer. What `disclose` gives is said with each finish reason."""
 
     def __init__(
-        self, shape: Shape, usage: Usage, *, with_usage: bool, hxd: dict[str, Any]
+        self,
+        shape: Shape,
+        usage: Usage,
+        *,
+        with_usage: bool,
+        disclose: Callable[[], dict[str, Any]],
     ) -> None:
         self._shape = shape
         self._usage = usage
         self._with_usage = with_usage
         # OpenAI's chunks have `"usage": null` until the last one, when usage was asked for.
         self._more: dict[str, Any] = {"usage": None} if with_usage else {}
-        self._hxd = hxd
+        self._disclose = disclose
         self._logprobs: dict[int, Logprobs] = {}
 
     def of(self, batch: Sequence[Piece]) -> bytes:
@@ -321,7 +326,7 @@ class Chunks:
         if piece.finish is not None:
             self._usage.add(piece)
             content: dict[str, Any] | str = {} if shape.chat else piece.text
-            more = {**self._more, "hxd": self._hxd}
+            more = {**self._more, "hxd": self._disclose()}
             return data + shape.chunk(piece.index, content, finish=piece.finish, **more)
         content = shape.delta(piece) if shape.chat else piece.text
         return data + shape.chunk(piece.index, content, logprobs=logprobs, **self._more)

@@ -18,7 +18,9 @@ from hxd.config.settings import Limits
 from hxd.daemon.request import receive_inputs, reply, transfer
 from hxd.daemon.request.admit import Gate
 from hxd.daemon.request.capable import Abilities
-from hxd.daemon.request.inquiry import C, Inquiry
+from hxd.daemon.request.inquiry import C, Inquiry, Reply, along
+from hxd.daemon.request.models import Served
+from hxd.daemon.request.strand import Setting
 from hxd.errors import BackendError
 
 AT_ONCE = 16  # in one worker; each is some milliseconds of one thread
@@ -77,8 +79,11 @@ class Text:
 class Tokenization:
     """`gates`: the line of each model."""
 
-    def __init__(self, abilities: Abilities, gates: Mapping[str, Gate], limits: Limits) -> None:
+    def __init__(
+        self, abilities: Abilities, setting: Setting, gates: Mapping[str, Gate], limits: Limits
+    ) -> None:
         self._abilities = abilities
+        self._setting = setting
         self._gates = gates
         self._limits = limits
 
@@ -114,12 +119,23 @@ class Tokenization:
         frame: Callable[[int], wire.Request],
         collector: Callable[[], C],
     ) -> tuple[C, dict[str, str]]:
-        served = self._abilities.find(model, None)
-        source = served.source
-        request["model"] = source.name
-        gate = self._gates[source.name]
-        inquiry = Inquiry(gate, source.settings.queue_time, frame, collector, lambda replica: None)
-        answer = await inquiry.reply()
+        chain = self._abilities.find(model, None)
+        request["model"] = chain[0].source.name
+
+        async def ask(served: Served) -> Reply[C]:
+            inquiry = Inquiry(
+                self._setting,
+                served.source.name,
+                self._gates[served.source.name],
+                served.source.settings.queue_time,
+                frame,
+                collector,
+                lambda replica: None,
+            )
+            return await inquiry.reply()
+
+        served, answer = await along(chain, ask)
+        request["model"] = served.source.name
         return answer.found, {**served.headers(), "x-hxd-replica": answer.replica.id}
 
 

@@ -6,16 +6,38 @@ Knows which request an id stands for, and nothing of what requests mean.
 from __future__ import annotations
 
 import asyncio
+import enum
 import itertools
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 from hxd import wire
 from hxd.errors import Fault
 
-Sink = Callable[[wire.Answer], None]
 
+class Loss(enum.StrEnum):
+    """How a call lost its worker. What is to blame decides who may try again, and where."""
+
+    KILLED = "killed"  # ended from outside: no request is to blame
+    STALLED = "stalled"  # stopped or silent; neither is any request's doing
+    CRASHED = "crashed"  # ended, hung or broke the protocol by itself: a request may be the cause
+    MOVED = "moved"  # the worker lives, and is asked to give up what can go on elsewhere
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """In place of an answer's end. With `MOVED` the call may stay where it is; else the worker is
+    gone."""
+
+    id: int
+    loss: Loss
+    why: str
+
+
+Heard = wire.Answer | Lost
+Sink = Callable[[Heard], None]
 
 _ids = itertools.count(1)
 
@@ -30,18 +52,23 @@ class Owner(Protocol):
 
     def received(self, frame: wire.Hello | wire.Loaded | wire.Failed | wire.Progress) -> None: ...
 
+    def verdict(self) -> tuple[Loss, str]:
+        """How the worker ended and why, as far as can be seen now."""
+        ...
+
     def lost(self, reason: str, *, at_fault: bool) -> None: ...
 
 
 class Link(asyncio.Protocol):
-    """`calls` maps the ids in flight to their sinks. A sink gets deltas, then exactly one `Done` or
-    `Failed`, whatever happens to the worker."""
+    """`calls` maps the ids in flight to their sinks. A sink gets deltas, then exactly one `Done`,
+    `Failed` or `Lost`, whatever happens to the worker; before that, a `Lost` with `MOVED` may ask
+    it to `leave`."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._splitter = wire.Splitter(wire.TO_DAEMON_LIMIT)
         self._transport: asyncio.Transport | None = None
-        self._pings: dict[int, asyncio.Future[wire.Pong]] = {}
+        self._answered: Callable[[wire.Pong], None] | None = None
         self._ping = 0
         self.calls: dict[int, Sink] = {}
         self._idle = asyncio.Event()
@@ -62,10 +89,16 @@ class Link(asyncio.Protocol):
             for body in self._splitter.feed(data):
                 self._dispatch(wire.decode(wire.to_daemon, body))
         except wire.WireError as error:
-            self.close(f"the worker sent garbage: {error}", at_fault=True)
+            self.close(f"the worker sent garbage: {error}", loss=Loss.CRASHED, at_fault=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.close("the worker closed its link" if exc is None else f"the link broke: {exc}")
+        self.bury()
+
+    def bury(self) -> None:
+        """The worker is seen to end; how is for its owner to find out."""
+        if not self.closed:
+            loss, why = self._owner.verdict()
+            self.close(why, loss=loss)
 
     def _dispatch(self, frame: wire.ToDaemon) -> None:
         match frame:
@@ -73,21 +106,25 @@ class Link(asyncio.Protocol):
                 for delta in frame.deltas:
                     if sink := self.calls.get(delta.id):
                         sink(delta)
+                for done in frame.ended:
+                    self._end(done.id, done)
             case wire.Vectors() | wire.Tokens():
                 if sink := self.calls.get(frame.id):
                     sink(frame)
             case wire.Done():
                 self._end(frame.id, frame)
+            case wire.Failed(id=int(id), code=wire.WORKER_DIED):
+                self._end(id, Lost(id, Loss.CRASHED, frame.message))
             case wire.Failed(id=int(id)):
                 self._end(id, frame)
             case wire.Pong():
-                waiter = self._pings.pop(frame.n, None)
-                if waiter is not None and not waiter.done():
-                    waiter.set_result(frame)
+                if frame.n == self._ping and self._answered is not None:
+                    answered, self._answered = self._answered, None
+                    answered(frame)
             case _:
                 self._owner.received(frame)
 
-    def _end(self, id: int, answer: wire.Done | wire.Failed) -> None:
+    def _end(self, id: int, answer: wire.Done | wire.Failed | Lost) -> None:
         sink = self.calls.pop(id, None)
         if not self.calls:
             self._idle.set()
@@ -104,49 +141,48 @@ class Link(asyncio.Protocol):
 
     def call(self, frame: wire.Request, sink: Sink) -> None:
         if self.closed:
-            sink(wire.Failed(frame.id, Fault.BACKEND, "the worker is gone", "worker_died"))
+            sink(Lost(frame.id, Loss.KILLED, "the worker was gone before it was asked"))
             return
         self.calls[frame.id] = sink
         self._idle.clear()
         self.send(frame)
 
-    async def ping(self) -> wire.Pong:
-        """Raises `ConnectionError` when the link closes first; never times out by itself."""
-        if self.closed:
-            raise ConnectionError("the link is closed")
+    def leave(self, id: int) -> None:
+        """The caller goes elsewhere: what the worker still says of `id` is dropped."""
+        if self.calls.pop(id, None) is not None:
+            self.send(wire.Cancel(id))
+        if not self.calls:
+            self._idle.set()
+
+    def urge(self, why: str) -> None:
+        """Ask every call to go on elsewhere, if it can."""
+        for id, sink in list(self.calls.items()):
+            sink(Lost(id, Loss.MOVED, why))
+
+    def ping(self, answered: Callable[[wire.Pong], None], *, gauges: bool = False) -> None:
+        """`answered` gets the pong; of several pings under way only the last one's."""
         self._ping += 1
-        n = self._ping
-        waiter: asyncio.Future[wire.Pong] = asyncio.get_running_loop().create_future()
-        self._pings[n] = waiter
-        self.send(wire.Ping(n))
-        try:
-            return await waiter
-        finally:
-            self._pings.pop(n, None)
+        self._answered = answered
+        self.send(wire.Ping(self._ping, gauges))
 
     def give_up(self, message: str, code: str) -> None:
         """End every call in flight as failed by hxd; the worker itself goes on."""
-        for id in self.calls:
-            self.send(wire.Cancel(id))
-        self._fail_calls(Fault.HXD, message, code)
-
-    def _fail_calls(self, fault: Fault, message: str, code: str) -> None:
         calls, self.calls = self.calls, {}
         self._idle.set()
         for id, sink in calls.items():
-            sink(wire.Failed(id, fault, message, code))
+            self.send(wire.Cancel(id))
+            sink(wire.Failed(id, Fault.HXD, message, code))
 
-    def close(self, reason: str, *, at_fault: bool = False) -> None:
-        """Ends every call in flight as failed by the backend, then tells the owner, once.
-        `at_fault`: the worker broke the protocol."""
+    def close(self, reason: str, *, loss: Loss, at_fault: bool = False) -> None:
+        """Ends every call in flight as lost, then tells the owner, once. `at_fault`: the worker
+        broke the protocol."""
         if self.closed:
             return
         self.closed = True
         if self._transport is not None:
             self._transport.abort()
-        self._fail_calls(Fault.BACKEND, f"the worker died: {reason}", "worker_died")
-        pings, self._pings = self._pings, {}
-        for waiter in pings.values():
-            if not waiter.done():
-                waiter.set_exception(ConnectionError(reason))
+        calls, self.calls = self.calls, {}
+        self._idle.set()
+        for id, sink in calls.items():
+            sink(Lost(id, loss, reason))
         self._owner.lost(reason, at_fault=at_fault)

@@ -13,11 +13,13 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from hxd.daemon.supervise.link import Link, Owner
+from hxd.daemon.supervise.link import Link, Loss, Owner
+from hxd.daemon.supervise.procfs import Proc
 
 log = logging.getLogger("hxd.supervise")
 
 TAIL_LINES = 20
+_DUMPED = 0x80  # of a wait status: a core was written
 LINE_LIMIT = 500
 # What every worker may know of the daemon's environment: nothing that could be a secret.
 # CREDENTIALS_DIRECTORY is a path; systemd's modes of the files decide who reads them.
@@ -47,6 +49,7 @@ class WorkerProcess:
         self._output: asyncio.Task[None] | None = None
         self.link = link
         self.pid = process.pid
+        self.proc = Proc(process.pid)
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
 
     @classmethod
@@ -80,7 +83,7 @@ class WorkerProcess:
             if link is None:
                 ours.close()
             else:
-                link.close("the worker could not be started")
+                link.close("the worker could not be started", loss=Loss.CRASHED)
             raise
         finally:
             theirs.close()
@@ -110,7 +113,18 @@ class WorkerProcess:
                 # A grandchild that keeps the pipe open must not keep the worker unreaped.
                 await asyncio.wait_for(asyncio.shield(self._output), 1.0)
             self._output.cancel()
+        self.proc.close()
         return code
+
+    def exit_code(self) -> int | None:
+        """How the process ends, as soon as the kernel knows, though it may be far from gone: the
+        status, negative for a signal. None while it runs."""
+        if self._process.returncode is not None:
+            return self._process.returncode
+        look = self.proc.look()
+        if look is None or not look.exiting:
+            return None
+        return os.waitstatus_to_exitcode(look.status & ~_DUMPED)
 
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)
@@ -123,6 +137,12 @@ class WorkerProcess:
         """End what the worker left behind; for after its own end."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """To the process alone, as somebody outside would; for drills."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.returncode is None:

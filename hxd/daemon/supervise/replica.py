@@ -10,13 +10,17 @@ from hxd.daemon.store.sources import Source
 from hxd.daemon.supervise.lifecycle import State
 from hxd.daemon.supervise.process import WorkerProcess
 from hxd.daemon.supervise.restart import Restart
+from hxd.daemon.supervise.vitals import Vitals
 
 
 @dataclass
 class Replica:
     """`generation` counts starts: what a former process still says is recognised by it.
     `problem` is what is wrong now, in words; `unready_since` is when it was last ready, or the
-    start. `gauges` are what the backend last said of itself. Times are monotonic seconds."""
+    start. `gauges` are what the backend last said of itself, `vitals` what is measured of it while
+    it serves; the sentinel writes both. `proven`: the last life got as far as being ready.
+    `suspect`: its heartbeat is late. `heir` is being brought up to take its place, `heir_to` is
+    whose place it takes; `renewed_at` is when that was last tried. Times are monotonic seconds."""
 
     id: str
     source: Source
@@ -32,7 +36,15 @@ class Replica:
     restart_at: float | None = None
     restarts: int = 0
     gauges: dict[str, float] = field(default_factory=dict)
+    vitals: Vitals | None = None
+    proven: bool = False
+    suspect: bool = False
+    heir: Replica | None = None
+    heir_to: Replica | None = None
+    renewed_at: float | None = None
+    renewals: int = 0
 
     @property
     def takes(self) -> bool:
+        """Whether it can be given a request at all; a suspect only when there is nobody else."""
         return self.state is State.READY and self.worker is not None and not self.worker.link.closed

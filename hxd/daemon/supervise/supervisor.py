@@ -26,6 +26,8 @@ HELLO_SECONDS = 60.0  # import of a plugin and its libraries, on a cold disk
 WARM_SECONDS = 120.0  # one token through the whole model, read from a cold disk
 # A replica that has died so often in a row is not counted on by waiting requests.
 HOPEFUL_DEATHS = 2
+# A worker that drifts again right after it was replaced is not helped by replacing it.
+RENEWAL_PAUSE = 600.0
 SAID_BY_WORKERS = frozenset({Event.HELLO, Event.LOADED, Event.WARMED})
 
 
@@ -40,6 +42,27 @@ class Message:
     detail: str = ""
     loaded: wire.Loaded | None = None
     while_in: State | None = None
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """The heartbeat of one generation of a replica is late, or has come back."""
+
+    replica: Replica
+    generation: int
+    suspect: bool
+
+
+@dataclass(frozen=True)
+class Renew:
+    """A replica should be replaced, the new one first, because of `why`."""
+
+    replica: Replica
+    generation: int
+    why: str
+
+
+News = Message | Doubt | Renew
 
 
 class Effects(Protocol):
@@ -93,21 +116,30 @@ def decide(event: Event, new: State) -> tuple[Order, ...]:
 
 
 class Supervisor:
-    """`changed` is called after each transition, for those who wait for a replica."""
+    """`listeners` are called after each transition, for those who wait for a replica. `spare` says
+    whether the box has room for one more replica of a source."""
 
-    def __init__(self, sources: Mapping[str, Source], clock: Clock, rng: random.Random) -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        clock: Clock,
+        rng: random.Random,
+        spare: Callable[[Source], bool] = lambda source: True,
+    ) -> None:
         self._clock = clock
         self._random = rng
-        self._mail: asyncio.Queue[Message] = asyncio.Queue()
+        self._spare = spare
+        self._mail: asyncio.Queue[News] = asyncio.Queue()
         self._effects: Effects
+        self._numbers = {name: source.settings.replicas for name, source in sources.items()}
         self.listeners: list[Callable[[Replica, State, State], None]] = []
         self.replicas: dict[str, list[Replica]] = {
             name: [Replica(f"{name}-{i + 1}", source) for i in range(source.settings.replicas)]
             for name, source in sources.items()
         }
 
-    def post(self, message: Message) -> None:
-        self._mail.put_nowait(message)
+    def post(self, news: News) -> None:
+        self._mail.put_nowait(news)
 
     async def run(self, effects: Effects) -> None:
         """Start every replica, then serve messages until cancelled."""
@@ -115,23 +147,41 @@ class Supervisor:
         for replica in self.all():
             self._apply(Message(replica, replica.generation, Event.START))
         while True:
-            self._apply(await self._mail.get())
+            match await self._mail.get():
+                case Message() as message:
+                    self._apply(message)
+                case Doubt() as doubt:
+                    self._doubt(doubt)
+                case Renew() as renew:
+                    self._renew(renew)
 
     def all(self) -> Iterable[Replica]:
         for replicas in self.replicas.values():
-            yield from replicas
+            yield from list(replicas)
 
     def ready(self, model: str) -> list[Replica]:
         """Replicas of `model` that can take a request now, in a fixed order."""
-        return [replica for replica in self.replicas.get(model, ()) if replica.takes]
+        able = [replica for replica in self.replicas.get(model, ()) if replica.takes]
+        return [replica for replica in able if not replica.suspect] or able
 
     def coming(self, model: str) -> bool:
         """Whether waiting makes sense: some replica is on its way up."""
         return any(
             replica.state in COMING
             or (replica.state is State.READY and not replica.takes)
-            or (replica.state is State.FAILED and replica.restart.deaths <= HOPEFUL_DEATHS)
+            or (
+                replica.state is State.FAILED
+                and (replica.proven or replica.restart.deaths <= HOPEFUL_DEATHS)
+            )
             for replica in self.replicas.get(model, ())
+        )
+
+    def companions(self, replica: Replica) -> int:
+        """How many other replicas its model has, up or on their way."""
+        return sum(
+            other.takes or other.state in COMING
+            for other in self.replicas.get(replica.source.name, ())
+            if other is not replica
         )
 
     def problems(self, model: str) -> list[str]:
@@ -175,13 +225,79 @@ class Supervisor:
             replica.problem, replica.note = None, ""
         if event is Event.LOADED:
             replica.loaded = message.loaded
+        if event is Event.WARMED or event is Event.DIED:
+            replica.proven = event is Event.WARMED or old is State.READY
         if event in (Event.START, Event.RESTART) or new not in ALIVE:
             replica.generation += 1
+            replica.suspect, replica.vitals = False, None
         self._log(replica, old, event, detail)
+        if new is State.FAILED and replica.heir_to is not None:
+            # An heir gets one try: what it was to replace still serves.
+            self._perform(Order.KILL, replica, healthy)
+            self._tell_listeners(replica, old, new)
+            self._apply(Message(replica, replica.generation, Event.DRAIN))
+            return
         for order in decide(event, new):
             self._perform(order, replica, healthy)
+        self._succeed(replica)
+        self._tell_listeners(replica, old, new)
+
+    def _tell_listeners(self, replica: Replica, old: State, new: State) -> None:
         for listener in self.listeners:
             listener(replica, old, new)
+
+    def _doubt(self, doubt: Doubt) -> None:
+        replica = doubt.replica
+        if doubt.generation != replica.generation or doubt.suspect == replica.suspect:
+            return
+        replica.suspect = doubt.suspect
+        said = "late" if doubt.suspect else "back"
+        log.warning("replica=%s state=%s heartbeat=%s", replica.id, replica.state.value, said)
+        self._tell_listeners(replica, replica.state, replica.state)
+
+    def _renew(self, renew: Renew) -> None:
+        """Bring up an heir, unless one is on its way somewhere or there is no room for it."""
+        replica, now = renew.replica, self._clock.now()
+        if (
+            renew.generation != replica.generation
+            or replica.state is not State.READY
+            or (replica.renewed_at is not None and now - replica.renewed_at < RENEWAL_PAUSE)
+            or any(other.heir is not None for other in self.all())
+        ):
+            return
+        replica.renewed_at = now
+        if not self._spare(replica.source):
+            log.warning("replica=%s needs replacing, no room: %s", replica.id, renew.why)
+            return
+        model = replica.source.name
+        self._numbers[model] += 1
+        heir = Replica(f"{model}-{self._numbers[model]}", replica.source, heir_to=replica)
+        heir.renewed_at = now
+        heir.renewals = replica.renewals + 1
+        replica.heir = heir
+        self.replicas[model].append(heir)
+        log.warning("replica=%s replaced_by=%s why=%r", replica.id, heir.id, renew.why)
+        self._apply(Message(heir, heir.generation, Event.START))
+
+    def _succeed(self, replica: Replica) -> None:
+        """What a transition means for heirs: one that is ready relieves its predecessor, and who
+        has ended for good leaves the list."""
+        former = replica.heir_to
+        if former is not None and replica.state is State.READY:
+            replica.heir_to = None
+            if (former.state, Event.DRAIN) in TRANSITIONS:
+                self._apply(Message(former, former.generation, Event.DRAIN))
+        if former is not None and replica.state is State.STOPPED:
+            former.heir = None
+            self._strike(replica)
+        if replica.heir is not None and replica.state is State.STOPPED:
+            replica.heir.heir_to = None
+            self._strike(replica)
+
+    def _strike(self, replica: Replica) -> None:
+        mates = self.replicas[replica.source.name]
+        if replica in mates:
+            mates.remove(replica)
 
     def _perform(self, order: Order, replica: Replica, healthy: float) -> None:
         effects = self._effects
@@ -204,7 +320,7 @@ class Supervisor:
             case Order.KILL:
                 effects.end(replica, gently=False)
             case Order.SCHEDULE_RESTART:
-                pause = replica.restart.died(healthy, self._random)
+                pause = replica.restart.died(self._clock.now(), healthy, self._random)
                 replica.restarts += 1
                 replica.restart_at = self._clock.now() + pause
                 effects.later(pause, Message(replica, replica.generation, Event.RESTART))

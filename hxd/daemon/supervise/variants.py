@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hxd import gguf, wire
 from hxd.daemon.store.sources import Source
+from hxd.daemon.supervise.link import Loss
 from hxd.daemon.supervise.process import Program, WorkerProcess, describe_exit
 from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.workers import PrepareError
@@ -107,6 +108,9 @@ class _Told:
                 self.failed = frame.message
             case wire.Progress():
                 self._note(f"{frame.note} {frame.share:.0%}")
+
+    def verdict(self) -> tuple[Loss, str]:
+        return Loss.KILLED, "the worker closed its link"
 
     def lost(self, reason: str, *, at_fault: bool) -> None:
         # A worker that died before its hello must not be waited for.

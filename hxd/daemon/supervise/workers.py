@@ -7,38 +7,48 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hxd import wire
+from hxd.clock import Clock
 from hxd.daemon.supervise.lifecycle import Event, State
+from hxd.daemon.supervise.link import Heard, Loss, Lost
 from hxd.daemon.supervise.process import Program, WorkerProcess, describe_exit
 from hxd.daemon.supervise.replica import Replica
-from hxd.daemon.supervise.supervisor import HELLO_SECONDS, Message
-from hxd.hookspecs import GAUGES
+from hxd.daemon.supervise.sentinel import Sentinel
+from hxd.daemon.supervise.supervisor import HELLO_SECONDS, Message, News
 
 log = logging.getLogger("hxd.supervise")
 
-HEARTBEAT = 1.0
-HEARTBEAT_DEADLINE = 10.0
 UNLOAD_GRACE = 3.0
 TERM_GRACE = 2.0
+MOVE_GRACE = 10.0  # for calls that can't leave a replica that is to end
 # An exit says more than the end of the link that comes just before it.
 EXIT_WAIT = 2.0
 SAID_LIMIT = 1000  # characters of a worker's own words that are kept
 
-Post = Callable[[Message], None]
+# Signals that come from outside: an operator, a script, the kernel.
+FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+Post = Callable[[News], None]
 Prepare = Callable[[Replica], Awaitable[Path | None]]
 WARM_ID = 0
 
 
 class Workers:
-    """`prepare` gives the file that a replica loads, and makes it first where it has to be made."""
+    """`prepare` gives the file that a replica loads, and makes it first where it has to be made.
+    `drain` is how long a replica that is to end lets its requests run before it asks them to go on
+    elsewhere, in seconds."""
 
-    def __init__(self, post: Post, prepare: Prepare) -> None:
+    def __init__(self, post: Post, prepare: Prepare, clock: Clock, drain: float) -> None:
         self._post = post
         self._prepare = prepare
+        self._drain_time = drain
+        self.sentinel = Sentinel(post, clock)
         self._files: dict[str, Path | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._lives: dict[str, asyncio.Task[None]] = {}
@@ -63,7 +73,7 @@ class Workers:
                 replica.source.settings.memory_limit,
                 replica.source.settings.environment,
             )
-            voice = _Voice(replica, generation, self._post)
+            voice = _Voice(replica, generation, self._post, self.sentinel)
             worker = await WorkerProcess.spawn(program, voice)
         except PrepareError as error:
             died(str(error))
@@ -76,6 +86,7 @@ class Workers:
             worker.kill()
         replica.worker = worker
         voice.worker = worker
+        self.sentinel.admit(replica, generation, worker)
         self._lives[replica.id] = self._run(self._live(worker, voice), f"life-{replica.id}")
         self.later(
             HELLO_SECONDS,
@@ -112,55 +123,39 @@ class Workers:
     def warm(self, replica: Replica) -> None:
         generation = replica.generation
 
-        def answered(answer: wire.Answer) -> None:
-            if isinstance(answer, wire.Done):
-                self._post(Message(replica, generation, Event.WARMED))
-            elif isinstance(answer, wire.Failed):
-                why = f"the first token failed: {answer.message}"
-                self._post(Message(replica, generation, Event.DIED, why))
+        def answered(answer: Heard) -> None:
+            match answer:
+                case wire.Done():
+                    self._post(Message(replica, generation, Event.WARMED))
+                case wire.Failed(message=why) | Lost(why=why):
+                    why = f"the first token failed: {why}"
+                    self._post(Message(replica, generation, Event.DIED, why))
 
         if replica.worker is not None:
             can = replica.loaded.capabilities if replica.loaded is not None else []
-            replica.worker.link.call(_first_request(can), answered)
+            replica.worker.link.call(first_request(can), answered)
 
     def watch(self, replica: Replica) -> None:
-        if replica.worker is not None:
-            self._run(
-                self._watch(replica, replica.generation, replica.worker), f"watch-{replica.id}"
-            )
-
-    async def _watch(self, replica: Replica, generation: int, worker: WorkerProcess) -> None:
-        """Heartbeat, and progress of running sequences: a heartbeat thread proves nothing about a
-        decode that hangs."""
-        loop = asyncio.get_running_loop()
-        stall = replica.source.settings.stall_time
-        steps, moved = -1, loop.time()
-        while not worker.link.closed:
-            await asyncio.sleep(min(HEARTBEAT, stall / 4))
-            try:
-                pong = await asyncio.wait_for(worker.link.ping(), HEARTBEAT_DEADLINE)
-            except TimeoutError:
-                why = f"no heartbeat for {HEARTBEAT_DEADLINE:g} s"
-                self._post(Message(replica, generation, Event.DIED, why))
-                return
-            except ConnectionError:
-                return
-            replica.gauges = known_gauges(pong.gauges)
-            if pong.steps != steps or pong.running + pong.waiting == 0:
-                steps, moved = pong.steps, loop.time()
-            elif loop.time() - moved > stall:
-                held = pong.running + pong.waiting
-                why = f"hangs: no decode step for {stall:g} s with {held} sequences to serve"
-                self._post(Message(replica, generation, Event.DIED, why))
-                return
+        self.sentinel.serves(replica)
 
     def drain(self, replica: Replica) -> None:
         self._run(self._drain(replica, replica.generation), f"drain-{replica.id}")
 
     async def _drain(self, replica: Replica, generation: int) -> None:
+        """Until nothing runs on it: by itself, then on request, then because it must."""
         worker = replica.worker
         if worker is not None:
-            await worker.link.idle()
+            link = worker.link
+            for bound, then in (
+                (self._drain_time, partial(link.urge, "the replica is being replaced")),
+                (MOVE_GRACE, partial(link.close, "the replica was replaced", loss=Loss.KILLED)),
+            ):
+                try:
+                    async with asyncio.timeout(bound):
+                        await link.idle()
+                    break
+                except TimeoutError:
+                    then()
         self._post(Message(replica, generation, Event.EMPTY))
 
     def end(self, replica: Replica, *, gently: bool) -> None:
@@ -199,6 +194,10 @@ class Workers:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task=%s failed", task.get_name(), exc_info=error)
 
+    async def watch_over(self) -> None:
+        """The sentinel's whole life; never ends by itself."""
+        await self.sentinel.run()
+
     async def gone(self) -> None:
         """Wait until every process has been reaped."""
         while lives := [task for task in self._lives.values() if not task.done()]:
@@ -221,7 +220,7 @@ class Workers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def _first_request(capabilities: Collection[str]) -> wire.Request:
+def first_request(capabilities: Collection[str]) -> wire.Request:
     """One that takes a token or two through the whole model."""
     if "embed" in capabilities and "generate" not in capabilities:
         return wire.Embed(WARM_ID, ["Hello"])
@@ -236,11 +235,6 @@ def _first_request(capabilities: Collection[str]) -> wire.Request:
     )
 
 
-def known_gauges(said: dict[str, float]) -> dict[str, float]:
-    """Those that have a name; a worker may say anything."""
-    return {name: value for name, value in said.items() if name in GAUGES}
-
-
 class PrepareError(Exception):
     """The file that a replica should load can't be made."""
 
@@ -248,7 +242,8 @@ class PrepareError(Exception):
 class _Voice:
     """Turns what one worker says, and how it ends, into messages."""
 
-    def __init__(self, replica: Replica, generation: int, post: Post) -> None:
+    def __init__(self, replica: Replica, generation: int, post: Post, sentinel: Sentinel) -> None:
+        self._sentinel = sentinel
         self._replica = replica
         self._generation = generation
         self._post = post
@@ -268,6 +263,17 @@ class _Voice:
                 self._said = frame.message[:SAID_LIMIT]
             case wire.Progress():
                 self._replica.note = f"{frame.note[:SAID_LIMIT]} {frame.share:.0%}".strip()
+
+    def verdict(self) -> tuple[Loss, str]:
+        code = None if self.worker is None else self.worker.exit_code()
+        if code is None:
+            return Loss.CRASHED, "the worker closed its link"
+        why = f"the worker {describe_exit(code)}"
+        if code >= 0 or -code not in FROM_OUTSIDE:
+            return Loss.CRASHED, why
+        if code == -signal.SIGKILL and self._sentinel.killed_for_memory():
+            return Loss.CRASHED, f"{why}: the box ran out of memory"
+        return Loss.KILLED, why
 
     def lost(self, reason: str, *, at_fault: bool) -> None:
         if at_fault:

@@ -1,0 +1,64 @@
+"""Requests that were there when two workers ended by themselves, refused for a while.
+
+Protects: the workers, from the same request sent again and again. Does not protect from one that is
+changed a little each time; that one costs two deaths each time, and the breakers see those.
+Holds no request, only a keyed hash of it, under a key that dies with the daemon.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections import OrderedDict
+
+import msgspec
+
+from hxd import wire
+from hxd.clock import Clock
+from hxd.errors import CallerError
+
+KEPT = 600.0  # seconds
+MOST = 4096  # fingerprints; the oldest go first
+
+_encode = msgspec.msgpack.Encoder(order="deterministic").encode
+
+
+class Poison:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._key = secrets.token_bytes(32)
+        self._until: OrderedDict[bytes, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many are refused now."""
+        now = self._clock.now()
+        while self._until and next(iter(self._until.values())) <= now:
+            self._until.popitem(last=False)
+        return len(self._until)
+
+    def add(self, model: str, request: wire.Request) -> None:
+        print_ = self._fingerprint(model, request)
+        self._until.pop(print_, None)
+        self._until[print_] = self._clock.now() + KEPT
+        if len(self._until) > MOST:
+            self._until.popitem(last=False)
+
+    def check(self, model: str, request: wire.Request) -> None:
+        """Raises `CallerError` for a request that is refused."""
+        if len(self) and (until := self._until.get(self._fingerprint(model, request))):
+            raise CallerError(
+                "this request was being served when two workers of the model broke down; it is "
+                f"refused for {until - self._clock.now():.0f} s more",
+                status=422,
+                code="request_blocked",
+                retry_after=until - self._clock.now(),
+            )
+
+    def _fingerprint(self, model: str, request: wire.Request) -> bytes:
+        """Of what the client asked: not of ids, seeds, and what others had generated."""
+        if isinstance(request, wire.Generate):
+            request = msgspec.structs.replace(request, id=0, seed=0, resume=[], cache="")
+        else:
+            request = msgspec.structs.replace(request, id=0)
+        return hmac.digest(self._key, _encode([model, request]), hashlib.sha256)

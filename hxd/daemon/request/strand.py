@@ -1,0 +1,456 @@
+"""One sequence of a request on its way from a slot to its last token, over as many workers as it
+takes. The client sees one uninterrupted answer: nothing lost, nothing twice.
+
+It keeps the ids of the tokens that it has got. When a worker is lost, the next one is given the
+prompt and these tokens, and goes on after them; draws depend on seed and position alone, and text
+that was held back is held back there too. What a worker said before its first token (an echoed
+prompt) is said again by the next one, and skipped here as far as the client has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hxd import wire
+from hxd.clock import Clock
+from hxd.daemon.admin.metrics import Metrics
+from hxd.daemon.request.admit import Gate, Lease, Place
+from hxd.daemon.request.failover import PROBATION, Next, Trail
+from hxd.daemon.request.models import Served
+from hxd.daemon.request.poison import Poison
+from hxd.daemon.supervise.link import Heard, Loss, Lost, new_id
+from hxd.daemon.supervise.supervisor import Supervisor
+from hxd.errors import BY_FAULT, BackendError, Fault, HxdError, Unavailable
+
+log = logging.getLogger("hxd.request")
+
+RETRY_AFTER = 1.0
+POISONED = "request_blocked"
+
+# An error in place of an answer's end.
+Said = wire.Delta | wire.Done | HxdError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the sequences of all requests share."""
+
+    clock: Clock
+    metrics: Metrics
+    supervisor: Supervisor
+    poison: Poison
+    random: random.Random
+
+
+@dataclass
+class Told:
+    """What has reached the client, or will without the worker's help."""
+
+    tokens: list[int] = field(default_factory=list)
+    pending: list[wire.Logprob] = field(default_factory=list)
+    something: bool = False
+    # Before the first token, and of that, what is to be skipped when it comes again.
+    characters: int = 0
+    logprobs: int = 0
+    skip_characters: int = 0
+    skip_logprobs: int = 0
+
+    def take(self, delta: wire.Delta) -> wire.Delta:
+        """The delta as it goes on to the client."""
+        if self.skip_characters and delta.text:
+            skipped = min(self.skip_characters, len(delta.text))
+            self.skip_characters -= skipped
+            delta.text = delta.text[skipped:]
+        if self.skip_logprobs and delta.logprobs:
+            skipped = min(self.skip_logprobs, len(delta.logprobs))
+            self.skip_logprobs -= skipped
+            delta.logprobs = delta.logprobs[skipped:]
+        if delta.tokens:
+            self.tokens += delta.tokens
+        elif not self.tokens:
+            self.characters += len(delta.text)
+            self.logprobs += len(delta.logprobs)
+        if self.pending or delta.held:
+            self.pending += delta.logprobs
+            shown = max(0, len(self.pending) - delta.held)
+            delta.logprobs, self.pending = self.pending[:shown], self.pending[shown:]
+        if delta.text or delta.calls or delta.reasoning or delta.logprobs:
+            self.something = True
+        return delta
+
+    def again(self) -> None:
+        """The next worker begins where this one has got to."""
+        if not self.tokens:
+            self.skip_characters, self.skip_logprobs = self.characters, self.logprobs
+            self.characters = self.logprobs = 0
+            self.pending.clear()
+
+    def forget(self) -> None:
+        """The next worker begins from nothing."""
+        self.tokens.clear()
+        self.pending.clear()
+        self.something = False
+        self.characters = self.logprobs = self.skip_characters = self.skip_logprobs = 0
+
+
+class Strand:
+    """`chain` holds the models that may answer, best first, and is shared with the request's other
+    sequences: its first is the one asked now. `say` takes what is for the client, in order, and
+    when it came, in monotonic seconds. With `whole` nothing is said before the end, and a sequence
+    that can't be continued begins anew."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        chain: list[Served],
+        order: wire.Generate,
+        say: Callable[[Said, float], None],
+        *,
+        whole: bool,
+    ) -> None:
+        self._setting = setting
+        self._chain = chain
+        self._say = say
+        self._whole = whole
+        self.order = order
+        self.served = chain[0]
+        self.replicas: set[str] = set()
+        self.failovers = 0
+        self.began = False
+        self.ended = False
+        self._told = Told()
+        self._held: list[tuple[wire.Delta, float]] = []
+        self._trail = Trail()
+        self._lease: Lease | None = None
+        self._vocab: str | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._retrying: Gate | None = None
+        # Kind, cause and time of a loss that no token has come after yet.
+        self._lost: tuple[str, str, float] | None = None
+        self._solitary = 0
+        self._began = 0.0
+
+    async def start(self, place: Place) -> None:
+        """Wait for the slot and send the request there. Raises `HxdError`. The place is its own
+        once it has `began`."""
+        self.began = True
+        while True:
+            try:
+                lease = await self._wait(place)
+                break
+            except Unavailable:
+                if not self._next_model():
+                    raise
+            [place] = self._gate.enter(1)
+        self._send(lease)
+
+    async def _wait(self, place: Place) -> Lease:
+        gate = self._gate
+        try:
+            return await gate.wait(place, self.served.source.settings.queue_time)
+        except BaseException:
+            # Cancelled at the moment of the grant, perhaps.
+            gate.abandon([place])
+            raise
+
+    @property
+    def _gate(self) -> Gate:
+        return self.served.gate
+
+    def _next_model(self) -> bool:
+        """Whether another model of the chain can be asked; from here on it is."""
+        chain = self._chain
+        if self.served is not chain[0]:
+            # Another sequence of the request has gone on already.
+            self.served = chain[0]
+            return True
+        if len(chain) < 2:
+            return False
+        chain.pop(0)
+        self.served = chain[0]
+        self._setting.metrics.failover(self.served.source.name, "fallback", "unavailable")
+        return True
+
+    def _send(self, lease: Lease) -> None:
+        replica = lease.replica
+        order = self.order
+        order.id, order.resume = new_id(), list(self._told.tokens)
+        self._lease = lease
+        self._solitary = PROBATION if lease.alone else 0
+        vocab = replica.loaded.vocab if replica.loaded is not None else ""
+        if (self._told.tokens or self._told.something) and vocab != self._vocab:
+            self._begin_anew_or_end("the model that could go on has another vocabulary")
+            if self.ended:
+                return
+            order.resume = []
+        self._vocab = vocab
+        self.replicas.add(replica.id)
+        self._began = self._setting.clock.now()
+        worker = replica.worker
+        if worker is None:
+            self._hear(Lost(order.id, Loss.KILLED, "the worker ended before it was asked"))
+        else:
+            worker.link.call(order, self._hear)
+
+    def _hear(self, heard: Heard) -> None:
+        if heard.id != self.order.id:
+            return
+        if self.ended:
+            # Cancelled: the slot was the worker's until it has said its last word.
+            if not isinstance(heard, wire.Delta) and not _urges(heard):
+                self._release()
+            return
+        match heard:
+            case wire.Delta():
+                self._take(heard)
+            case wire.Done():
+                self._finish(heard)
+            case wire.Failed(fault=Fault.BACKEND):
+                self._failed(heard)
+            case wire.Failed():
+                self._end(failure(heard))
+            case Lost(loss=Loss.MOVED):
+                if self._movable():
+                    self._leave(heard)
+            case Lost():
+                self._lose(heard)
+
+    def _take(self, delta: wire.Delta) -> None:
+        if self._lost is not None and (delta.tokens or delta.text):
+            self._recovered()
+        if delta.tokens:
+            self._trail.gained()
+            if self._solitary and self._lease is not None:
+                self._solitary = max(0, self._solitary - len(delta.tokens))
+                if not self._solitary:
+                    self._gate.open_up(self._lease)
+        delta = self._told.take(delta)
+        now = self._setting.clock.now()
+        if self._whole:
+            self._held.append((delta, now))
+        else:
+            self._say(delta, now)
+
+    def _recovered(self) -> None:
+        assert self._lost is not None
+        kind, cause, at = self._lost
+        self._lost = None
+        pause = self._setting.clock.now() - at
+        self._setting.metrics.failover(self.served.source.name, kind, cause, pause)
+        log.info(
+            "failover=%s cause=%s model=%s replica=%s tokens=%d pause=%.3f",
+            kind, cause, self.served.source.name, self._lease.replica.id if self._lease else "-",
+            len(self._told.tokens), pause,
+        )  # fmt: skip
+        self._settle_retry()
+
+    def _finish(self, done: wire.Done) -> None:
+        if self._lost is not None:
+            self._recovered()
+        lease = self._lease
+        if lease is not None and done.finish != "cancelled":
+            took = self._setting.clock.now() - self._began
+            lease.grant.succeeded(took / max(1, done.completion_tokens - len(self.order.resume)))
+        self._end(done)
+
+    def _failed(self, failed: wire.Failed) -> None:
+        error = failure(failed)
+        avoid = self._leave_lease(failed=True)
+        self._settle_retry()
+        again = self._trail.failed() is Next.LATER and self._can_go_on()
+        if again and self._others(avoid) and self._gate.budget.take():
+            self._retrying = self._gate
+            self._again("error", avoid, pause=self._trail.pause(self._setting.random.random()))
+        elif again and self._relief():
+            self._again("error", None)
+        else:
+            self._end(error)
+
+    def _lose(self, lost: Lost) -> None:
+        lease = self._lease
+        companions = 0
+        if lease is not None:
+            companions = self._setting.supervisor.companions(lease.replica)
+        avoid = self._leave_lease()
+        then = self._trail.lost(lost.loss, companions=companions)
+        if then is Next.GIVE_UP and lost.loss is Loss.CRASHED and self._relief():
+            then, avoid = Next.ALONE, None
+        why = f"the worker died: {lost.why}"
+        match then:
+            case Next.ELSEWHERE | Next.ALONE if self._can_go_on():
+                self._again(lost.loss.value, avoid, alone=then is Next.ALONE)
+            case Next.POISON:
+                self._setting.poison.add(self.served.source.name, self.order)
+                self._setting.metrics.poisoned(self.served.source.name)
+                self._end(
+                    BackendError(
+                        f"two workers ended while they served this request, so it is not tried "
+                        f"again; {why}",
+                        code=POISONED,
+                    )
+                )
+            case _:
+                self._end(BackendError(why, code=wire.WORKER_DIED))
+
+    def _movable(self) -> bool:
+        """Whether to leave a worker that lives: only for a place that is there now."""
+        lease = self._lease
+        return (
+            lease is not None
+            and bool(self._others(lease.replica.id))
+            and self._vocab in {None, *self._vocabularies(lease.replica.id)}
+        )
+
+    def _others(self, id: str | None) -> bool:
+        ready = self._setting.supervisor.ready(self.served.source.name)
+        return any(replica.id != id and not replica.suspect for replica in ready)
+
+    def _vocabularies(self, id: str) -> set[str]:
+        ready = self._setting.supervisor.ready(self.served.source.name)
+        return {r.loaded.vocab for r in ready if r.id != id and r.loaded is not None}
+
+    def _leave(self, lost: Lost) -> None:
+        lease = self._lease
+        if lease is None or lease.replica.worker is None:
+            return
+        lease.replica.worker.link.leave(self.order.id)
+        self._lose(lost)
+
+    def _can_go_on(self) -> bool:
+        """Another worker can begin where this one has got to, or nobody has seen any of it."""
+        told = self._told
+        return self._whole or not told.something or bool(told.tokens) or self.order.echo
+
+    def _begin_anew_or_end(self, why: str) -> None:
+        """What came so far is of no use to the next worker."""
+        if self._told.something and not self._whole:
+            self._release()
+            self._end(BackendError(f"the answer was cut off and can't be continued: {why}"))
+            return
+        self._told.forget()
+        self._held.clear()
+
+    def _again(
+        self, cause: str, avoid: str | None, *, alone: bool = False, pause: float = 0.0
+    ) -> None:
+        kind = "resume" if self._told.something else "retry"
+        if self._lost is None:
+            self._lost = kind, cause, self._setting.clock.now()
+        self.failovers += 1
+        # A late word of the former worker belongs to nobody.
+        self.order.id = 0
+        if not self._told.tokens and self._whole:
+            self._told.forget()
+            self._held.clear()
+        self._told.again()
+        if not pause and self._try_at_once(avoid, alone):
+            return
+        self._task = asyncio.create_task(self._go_on(avoid, alone, pause))
+
+    def _try_at_once(self, avoid: str | None, alone: bool) -> bool:
+        """The usual case costs no task: a standby has a slot free."""
+        if not self._gate.able():
+            return False
+        try:
+            place = self._gate.reenter(avoid=avoid, alone=alone)
+        except Unavailable:
+            return False
+        if not place.granted.done():
+            self._gate.abandon([place])
+            return False
+        self._send(place.granted.result())
+        return True
+
+    async def _go_on(self, avoid: str | None, alone: bool, pause: float) -> None:
+        """Wherever there is a slot: of this model, or of another that can take over."""
+        if pause:
+            await self._setting.clock.sleep(pause)
+        while True:
+            try:
+                if not self._gate.able() and self._relief():
+                    avoid = None
+                lease = await self._wait(self._gate.reenter(avoid=avoid, alone=alone))
+                break
+            except HxdError as error:
+                if self._told.something or not self._next_model():
+                    self._end(error)
+                    return
+        self._send(lease)
+
+    def _relief(self) -> bool:
+        """Whether the next model of the chain can take over what this one has begun."""
+        if len(self._chain) < 2 or self.served is not self._chain[0]:
+            return False
+        after = self._chain[1]
+        if not after.gate.able():
+            return False
+        if self._told.something and not self._whole:
+            ready = self._setting.supervisor.ready(after.source.name)
+            if any(r.loaded is None or r.loaded.vocab != self._vocab for r in ready):
+                return False
+        return self._next_model()
+
+    def _leave_lease(self, *, failed: bool = False) -> str | None:
+        """Give the slot back; the id of the replica whose it was."""
+        lease = self._lease
+        if lease is None:
+            return None
+        if failed:
+            lease.grant.failed()
+        self._release()
+        return lease.replica.id
+
+    def _release(self) -> None:
+        if self._lease is not None:
+            lease, self._lease = self._lease, None
+            lease.release()
+
+    def _settle_retry(self) -> None:
+        if self._retrying is not None:
+            self._retrying.budget.give_back()
+            self._retrying = None
+
+    def _end(self, last: wire.Done | HxdError) -> None:
+        self.ended = True
+        self._settle_retry()
+        if self._lost is not None:
+            kind, cause, _ = self._lost
+            self._lost = None
+            self._setting.metrics.failover(self.served.source.name, kind, cause)
+        self._release()
+        if isinstance(last, wire.Done):
+            for delta, at in self._held:
+                self._say(delta, at)
+        self._held.clear()
+        self._say(last, self._setting.clock.now())
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more. The slot is free when the worker has said so."""
+        if self.ended:
+            return
+        self.ended = True
+        self._settle_retry()
+        if self._task is not None:
+            self._task.cancel()
+        worker = None if self._lease is None else self._lease.replica.worker
+        if worker is None or self.order.id not in worker.link.calls:
+            self._release()
+        else:
+            worker.link.send(wire.Cancel(self.order.id))
+
+
+def _urges(heard: Heard) -> bool:
+    return isinstance(heard, Lost) and heard.loss is Loss.MOVED
+
+
+def failure(failed: wire.Failed) -> HxdError:
+    """The error that a client reads, by whose fault it was."""
+    kind = BY_FAULT.get(failed.fault, BackendError)
+    retry_after = failed.retry_after
+    if retry_after is None and kind is Unavailable:
+        retry_after = RETRY_AFTER
+    return kind(failed.message, param=failed.param, code=failed.code, retry_after=retry_after)

@@ -1,0 +1,62 @@
+"""What is measured of one worker while it serves, each against its own past. Pure.
+
+A new process is a new patient: everything begins again with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hxd.daemon.supervise.drift import Leak, SlowCreep
+from hxd.daemon.supervise.health import Signs
+from hxd.daemon.supervise.pulse import Pulse
+
+# A mean over fewer steps says more of the scheduler than of the worker.
+STEPS_TO_COUNT = 3
+
+
+class Vitals:
+    """`private` is the worker's private memory in bytes, None before it was seen; `drift` is why
+    the worker should be replaced before it fails, while it should. The sentinel writes."""
+
+    def __init__(self, stall_time: float) -> None:
+        self.pulse = Pulse(stall_time)
+        self.creep = SlowCreep()
+        self.leak = Leak()
+        self.private: int | None = None
+        self.drift: str | None = None
+        self.queued = 0
+        self.still = 0.0
+
+    def measured(
+        self, now: float, paces: Mapping[int, tuple[int, float]], private: int | None
+    ) -> None:
+        """`paces` as in `wire.Pong`; a worker may say anything."""
+        for sequences, (steps, seconds) in paces.items():
+            if steps >= STEPS_TO_COUNT and sequences > 0:
+                self.creep.feed(seconds / steps, sequences, now)
+        if private is not None:
+            self.private = private
+            self.leak.feed(private, now)
+
+    def drifts(self, memory_limit: int | None) -> str | None:
+        """Why this worker should be replaced before it fails, if it should."""
+        if self.leak.alarm:
+            grown, rate = self.leak.growth / 1e6, self.leak.rate / 1e6
+            why = f"its private memory has grown by {grown:.0f} MB, now by {rate:.2f} MB/s"
+            left = self.leak.full_in(memory_limit) if memory_limit else None
+            return why + (f"; the limit is {left:.0f} s away" if left is not None else "")
+        if self.creep.alarm:
+            return f"its steps take {self.creep.slowdown or 0:.1f} times as long as they used to"
+        return None
+
+    def signs(self, failures: int, requests: int, slots: int) -> Signs:
+        return Signs(
+            failures=failures,
+            requests=requests,
+            slowdown=self.creep.slowdown,
+            queued=self.queued,
+            slots=slots,
+            memory_growth=self.leak.level if self.leak.growth > 0 else 0.0,
+            still=min(1.0, self.still),
+        )
