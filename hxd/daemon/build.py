@@ -41,6 +41,7 @@ from hxd.daemon.store import plugins, sources
 from hxd.daemon.store.keys import KeyFileError, KeyStore
 from hxd.daemon.store.sources import Source, SourceError
 from hxd.daemon.supervise import variants
+from hxd.daemon.supervise.courtesy import Courtesy
 from hxd.daemon.supervise.lifecycle import State
 from hxd.daemon.supervise.memory import automatic_budget
 from hxd.daemon.supervise.replica import Replica
@@ -131,7 +132,9 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             budget = await asyncio.to_thread(automatic_budget)
         supervisor = Supervisor(inspection.sources, clock, rng, _spare(inspection, budget))
         prepare = Variants(config.paths.cache).file_for
-        workers = Workers(supervisor.post, prepare, clock, config.limits.drain)
+        courtesy = Courtesy(supervisor.all)
+        supervisor.listeners.append(courtesy.changed)
+        workers = Workers(supervisor.post, prepare, clock, config.limits.drain, courtesy.arrange)
         stack.push_async_callback(workers.aclose)
         rosters = {
             name: Roster(source, supervisor, clock, rng)

@@ -42,9 +42,17 @@ WARM_ID = 0
 class Workers:
     """`prepare` gives the file that a replica loads, and makes it first where it has to be made.
     `drain` is how long a replica that is to end lets its requests run before it asks them to go on
-    elsewhere, in seconds."""
+    elsewhere, in seconds. `came` is called when a new process is there."""
 
-    def __init__(self, post: Post, prepare: Prepare, clock: Clock, drain: float) -> None:
+    def __init__(
+        self,
+        post: Post,
+        prepare: Prepare,
+        clock: Clock,
+        drain: float,
+        came: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._came = came
         self._post = post
         self._prepare = prepare
         self._drain_time = drain
@@ -87,6 +95,7 @@ class Workers:
         replica.worker = worker
         voice.worker = worker
         self.sentinel.admit(replica, generation, worker)
+        self._came()
         self._lives[replica.id] = self._run(self._live(worker, voice), f"life-{replica.id}")
         self.later(
             HELLO_SECONDS,
