@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hxd import config
-from hxd.config.settings import SECTIONS, ModelSettings
+from hxd.config.settings import SECTIONS, ModelSettings, RouteSettings
 from hxd.daemon.supervise.lifecycle import TRANSITIONS
 from tests.support import ROOT, run_hxd
 
@@ -38,7 +38,7 @@ def test_generated_docs_are_current() -> None:
 
 
 def sections() -> dict[str, type]:
-    return {**SECTIONS, "models.NAME": ModelSettings}
+    return {**SECTIONS, "models.NAME": ModelSettings, "routes.NAME": RouteSettings}
 
 
 @pytest.mark.parametrize("name", sections())

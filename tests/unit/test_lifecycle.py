@@ -14,8 +14,14 @@ from hxd.config import ModelSettings
 from hxd.daemon.supervise import lifecycle
 from hxd.daemon.supervise.lifecycle import Event, IllegalTransition, State
 from hxd.daemon.supervise.replica import Replica
-from hxd.daemon.supervise.restart import FIRST_PAUSE, FORGIVEN_AFTER, LONGEST_PAUSE, Restart
-from hxd.daemon.supervise.supervisor import Message, Supervisor
+from hxd.daemon.supervise.supervisor import (
+    RENEWAL_PAUSE,
+    Doubt,
+    Message,
+    News,
+    Renew,
+    Supervisor,
+)
 
 
 def test_an_illegal_event_raises_and_says_what_was_legal() -> None:
@@ -35,22 +41,6 @@ def test_every_state_is_reached_from_the_start() -> None:
     while more := {to for (at, _), to in lifecycle.TRANSITIONS.items() if at in reached} - reached:
         reached |= more
     assert reached == set(State)
-
-
-@given(st.lists(st.floats(0, 200), min_size=1, max_size=40), st.randoms(use_true_random=False))
-def test_a_restart_pauses_within_its_bounds(lives: list[float], rng: random.Random) -> None:
-    restart = Restart()
-    for n, healthy in enumerate(lives):
-        pause = restart.died(healthy, rng)
-        assert 0 <= pause <= min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** max(0, n - 1))
-        if restart.deaths == 1:
-            assert pause == 0
-
-
-def test_healthy_time_forgives_deaths() -> None:
-    restart = Restart(deaths=9)
-    restart.died(FORGIVEN_AFTER * 20, random.Random(1))
-    assert restart.deaths == 1
 
 
 class World:
@@ -99,16 +89,24 @@ class Source:
     """As much of a `store.sources.Source` as the supervisor reads."""
 
     def __init__(self, replicas: int) -> None:
+        self.name = "m"
         self.settings = ModelSettings(source="x", replicas=replicas, load_time=7.0)
+
+
+class OpenWorker:
+    """As much of a `WorkerProcess` as `Replica.takes` reads."""
+
+    class link:
+        closed = False
 
 
 class Scene:
     """A supervisor in its recorded world; `tell` lets one message be taken."""
 
-    def __init__(self, replicas: int = 1) -> None:
+    def __init__(self, replicas: int = 1, *, room: bool = True) -> None:
         self.world = World()
         sources: dict[str, Any] = {"m": Source(replicas)}
-        self.supervisor = Supervisor(sources, self.world, random.Random(7))
+        self.supervisor = Supervisor(sources, self.world, random.Random(7), lambda source: room)
         self.replica = self.supervisor.replicas["m"][0]
 
     async def __aenter__(self) -> Scene:
@@ -139,6 +137,16 @@ class Scene:
     async def bring_up(self) -> None:
         for event in (Event.HELLO, Event.LOADED, Event.WARMED):
             await self.tell(event)
+
+    async def post(self, news: News) -> None:
+        self.supervisor.post(news)
+        await self._settle()
+
+    async def renew(self) -> None:
+        await self.post(Renew(self.replica, self.replica.generation, "it leaks"))
+
+    def ids(self) -> list[str]:
+        return [replica.id for replica in self.supervisor.replicas["m"]]
 
     def acts(self) -> list[str]:
         return [what for what, _ in self.world.did]
@@ -211,6 +219,101 @@ async def test_after_two_deaths_in_a_row_nobody_waits_for_the_model() -> None:
         assert not scene.supervisor.coming("m")
 
 
+async def test_who_was_ready_in_its_last_life_is_hoped_for_however_often_it_died() -> None:
+    async with Scene() as scene:
+        for _ in range(6):
+            await scene.bring_up()
+            await scene.tell(Event.DIED)
+            assert scene.supervisor.coming("m")
+            await scene.fire()
+
+
+async def test_a_drifting_replica_is_relieved_by_an_heir_that_is_ready_first() -> None:
+    async with Scene() as scene:
+        await scene.bring_up()
+        old = scene.replica
+        await scene.renew()
+        assert scene.ids() == ["m-1", "m-2"]
+        assert old.state is State.READY
+        scene.replica = scene.supervisor.replicas["m"][1]
+        await scene.bring_up()
+        assert (old.state, scene.replica.state) == (State.DRAINING, State.READY)
+        scene.replica = old
+        await scene.tell(Event.EMPTY)
+        assert scene.ids() == ["m-2"]
+        assert ("end", "m-1") in scene.world.did
+
+
+async def test_an_heir_that_dies_leaves_everything_as_it_was() -> None:
+    async with Scene() as scene:
+        await scene.bring_up()
+        old = scene.replica
+        await scene.renew()
+        scene.replica = scene.supervisor.replicas["m"][1]
+        await scene.tell(Event.DIED, "no memory")
+        assert scene.ids() == ["m-1"]
+        assert (old.state, old.heir) == (State.READY, None)
+        assert ("kill", "m-2") in scene.world.did
+
+
+async def test_a_replica_is_not_replaced_twice_within_ten_minutes_nor_two_at_once() -> None:
+    async with Scene(replicas=2) as scene:
+        await scene.bring_up()
+        await scene.renew()
+        await scene.renew()
+        first, second, heir = scene.supervisor.replicas["m"]
+        scene.replica = second
+        await scene.bring_up()
+        await scene.renew()
+        assert scene.ids() == ["m-1", "m-2", "m-3"]
+        scene.replica = heir
+        await scene.tell(Event.DIED)
+        scene.replica = first
+        await scene.renew()
+        assert scene.ids() == ["m-1", "m-2"]
+        scene.world.time += RENEWAL_PAUSE
+        await scene.renew()
+        assert scene.ids() == ["m-1", "m-2", "m-4"]
+
+
+async def test_a_replica_is_not_replaced_when_the_box_has_no_room_for_two() -> None:
+    async with Scene(room=False) as scene:
+        await scene.bring_up()
+        await scene.renew()
+        assert scene.ids() == ["m-1"]
+
+
+async def test_a_drifting_replica_that_dies_first_is_relieved_all_the_same() -> None:
+    async with Scene() as scene:
+        await scene.bring_up()
+        old = scene.replica
+        await scene.renew()
+        await scene.tell(Event.DIED)
+        scene.replica = scene.supervisor.replicas["m"][1]
+        await scene.bring_up()
+        assert old.state is State.STOPPED
+        assert scene.ids() == ["m-2"]
+        while scene.world.timers:
+            await scene.fire()
+        assert scene.replica.state is State.READY
+
+
+async def test_a_suspect_is_given_nothing_unless_nobody_else_is_there() -> None:
+    async with Scene(replicas=2) as scene:
+        first, second = scene.supervisor.replicas["m"]
+        for scene.replica in (second, first):
+            await scene.bring_up()
+            scene.replica.worker = OpenWorker()  # type: ignore[assignment]
+        await scene.post(Doubt(first, first.generation, suspect=True))
+        assert scene.supervisor.ready("m") == [second]
+        await scene.post(Doubt(second, second.generation, suspect=True))
+        assert scene.supervisor.ready("m") == [first, second]
+        await scene.post(Doubt(first, first.generation, suspect=False))
+        assert scene.supervisor.ready("m") == [first]
+        await scene.post(Doubt(first, first.generation - 1, suspect=True))
+        assert scene.supervisor.ready("m") == [first]
+
+
 async def test_stop_drains_the_ready_and_ends_the_rest() -> None:
     async with Scene(replicas=2) as scene:
         await scene.bring_up()
@@ -229,11 +332,14 @@ def test_no_order_of_legal_events_breaks_the_supervisor(
 ) -> None:
     async def play() -> None:
         async with Scene(replicas=2) as scene:
-            replicas = list(scene.supervisor.all())
             for event in events:
-                scene.replica = rng.choice(replicas)
+                scene.replica = rng.choice(list(scene.supervisor.all()))
                 if (scene.replica.state, event) in lifecycle.TRANSITIONS:
                     await scene.tell(event)
+                if rng.random() < 0.2:
+                    await scene.renew()
+                if rng.random() < 0.2:
+                    await scene.post(Doubt(scene.replica, rng.randrange(4), rng.random() < 0.5))
                 if scene.world.timers and rng.random() < 0.3:
                     await scene.fire(rng.randrange(len(scene.world.timers)))
                 assert not scene.task.done(), scene.task.exception()

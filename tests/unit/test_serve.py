@@ -92,7 +92,9 @@ class Sent:
         self.frames: queue.SimpleQueue[wire.Frame] = queue.SimpleQueue()
 
     def send(self, frame: wire.Frame) -> None:
-        self.frames.put(frame)
+        """The ends of a step one by one, as the daemon's link takes them."""
+        for one in frame.ended if isinstance(frame, wire.Step) else [frame]:
+            self.frames.put(one)
 
     def failed(self, id: int, fault: Any, message: str, **more: Any) -> None:
         self.frames.put(wire.Failed(id, fault.value, message, **more))
