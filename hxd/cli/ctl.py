@@ -19,8 +19,10 @@ from hxd import __version__
 
 EXIT_UNREACHABLE = 69  # EX_UNAVAILABLE of sysexits.h
 EXIT_REFUSED = 77  # EX_NOPERM
+EXIT_NOT_NOW = 75  # EX_TEMPFAIL
 EXIT_ERROR = 1
 TIMEOUT = 30.0
+DRILL_TIMEOUT = 180.0  # seconds; the daemon gives up before
 
 
 class Client:
@@ -30,23 +32,21 @@ class Client:
         self._socket, self._url, self._key = socket, url, key
         self.as_json = as_json
 
-    def call(self, method: str, path: str, body: Any = None) -> Any:
-        status, answer = asyncio.run(self._call(method, path, body))
-        if status >= 400 and status != 503:
-            error = answer.get("error", {}) if isinstance(answer, dict) else {}
-            _fail(
-                error.get("message", f"the daemon answered {status}"),
-                EXIT_REFUSED if status in (401, 403) else EXIT_ERROR,
-            )
+    def call(self, method: str, path: str, body: Any = None, *, seconds: float = TIMEOUT) -> Any:
+        """The daemon's answer; `seconds` is how long it may take."""
+        status, answer = asyncio.run(self._call(method, path, body, seconds))
+        error = answer.get("error", {}) if isinstance(answer, dict) else {}
+        if status >= 400 and (status != 503 or error):
+            _fail(error.get("message", f"the daemon answered {status}"), _exit_code(status))
         return answer
 
-    async def _call(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+    async def _call(self, method: str, path: str, body: Any, seconds: float) -> tuple[int, Any]:
         import aiohttp
 
         where = self._url or str(self._socket)
         connector = None if self._url else aiohttp.UnixConnector(str(self._socket))
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT)
+        timeout = aiohttp.ClientTimeout(total=seconds)
         try:
             async with (
                 aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
@@ -75,6 +75,12 @@ class Client:
         for row in rows:
             table.add_row(*(_cell(row.get(column)) for column in columns))
         Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
+
+
+def _exit_code(status: int) -> int:
+    if status in (401, 403):
+        return EXIT_REFUSED
+    return EXIT_NOT_NOW if status in (409, 503) else EXIT_ERROR
 
 
 def _cell(value: Any) -> str:
@@ -159,8 +165,18 @@ def models(client: Client) -> None:
 def replicas(client: Client) -> None:
     """Workers behind the models."""
     answer = client.call("GET", "/admin/v1/replicas")
-    columns = ("replica", "state", "since_seconds", "pid", "running", "restarts", "problem", "note")
-    client.show(answer, columns, answer)
+    columns = ("replica", "state", "since_seconds", "pid", "running", "restarts")
+    more = ("breaker", "health", "weight", "problem", "note")
+    rows = [
+        {
+            **row,
+            "breaker": row["breaker"]["state"],
+            "health": row["health"]["score"],
+            "weight": row["health"]["weight"],
+        }
+        for row in answer
+    ]
+    client.show(answer, (*columns, *more), rows)
 
 
 @hxctl.command()
@@ -171,6 +187,56 @@ def conditions(client: Client) -> None:
     answer = client.call("GET", "/admin/v1/conditions")
     client.show(answer, ("severity", "code", "subject", "detail"), answer)
     sys.exit(EXIT_ERROR if answer else 0)
+
+
+@hxctl.command()
+@click.argument("fault", type=click.Choice(["kill", "stall", "slow", "garbage"]))
+@click.argument("model", required=False)
+@click.option("--force", is_flag=True, help="Even if fewer than two replicas would be left.")
+@_json_option
+@click.pass_obj
+def drill(client: Client, fault: str, model: str | None, force: bool) -> None:
+    """Do FAULT to a worker of MODEL on purpose, and report what requests notice.
+
+    \b
+    kill     SIGKILL to the busiest worker
+    stall    SIGSTOP to it
+    slow     stop it three quarters of the time, for 8 seconds
+    garbage  bytes that are no frame come from it
+
+    hxd makes a light load of its own meanwhile. Without MODEL it is the one with the most replicas.
+    Exits 0 when no request failed and none paused for over half a second more than usual, 1 when
+    that promise was broken, and 75 when the drill was refused.
+    """
+    body = {"fault": fault, "model": model, "force": force}
+    with Console(stderr=True).status(f"drill: {fault}"):
+        answer = client.call("POST", "/admin/v1/drill", body, seconds=DRILL_TIMEOUT)
+    if client.as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        _show_drill(answer)
+    sys.exit(0 if answer["promise_kept"] else EXIT_ERROR)
+
+
+def _show_drill(report: dict[str, Any]) -> None:
+    strength = report["full_strength_seconds"]
+    rows = [
+        ("fault", f"{report['fault']} of {report['victim']}"),
+        ("requests", f"{report['requests']} sent, {report['failed']} failed"),
+        ("answers", f"{report['different']} changed; {report['failovers']} went on elsewhere"),
+        (
+            "longest pause",
+            f"{report['longest_pause_seconds'] * 1e3:.0f} ms, usual "
+            f"{report['usual_pause_seconds'] * 1e3:.0f} ms, promised "
+            f"{report['promised_pause_seconds'] * 1e3:.0f} ms more at most",
+        ),
+        ("full strength", "not seen" if strength is None else f"after {strength:g} s"),
+        ("promise", "kept" if report["promise_kept"] else "BROKEN"),
+    ]
+    for name, said in rows:
+        click.echo(f"{name:<14} {said}")
+    for problem in report["problems"]:
+        click.echo(f"! {problem}")
 
 
 @hxctl.group()

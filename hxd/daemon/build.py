@@ -21,6 +21,7 @@ from aiohttp import web
 from hxd.clock import Clock
 from hxd.config import Config
 from hxd.daemon.admin.api import AdminApi
+from hxd.daemon.admin.drill import Drills
 from hxd.daemon.admin.herald import Herald
 from hxd.daemon.admin.metrics import Metrics
 from hxd.daemon.admin.status import Status
@@ -177,7 +178,8 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         tokenization = Tokenization(abilities, setting, tokenizing, config.limits)
         prober = Prober(rosters, supervisor, clock)
         herald = Herald(status, clock)
-        admin = AdminApi(status, catalog, metrics, inspection.keys, front, clock)
+        drills = Drills(served, supervisor, setting, clock)
+        admin = AdminApi(status, catalog, metrics, inspection.keys, front, clock, drills)
         entries = routes(generation, embeddings, tokenization, admin)
         port = await _listen(config, front.application(entries), stack)
         await _listen_admin(config, front.application(entries, trusted=True), stack)
@@ -228,6 +230,7 @@ def routes(
         Entry("GET", "/admin/v1/models", operate, admin.admin_models),
         Entry("GET", "/admin/v1/replicas", operate, admin.replicas),
         Entry("GET", "/admin/v1/conditions", operate, admin.conditions),
+        Entry("POST", "/admin/v1/drill", operate, admin.drill),
         Entry("GET", "/admin/v1/keys", rule, admin.list_keys),
         Entry("POST", "/admin/v1/keys", rule, admin.create_key),
         Entry("DELETE", "/admin/v1/keys/{id}", rule, admin.revoke_key),

@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import web
 
 from hxd.clock import Clock
+from hxd.daemon.admin.drill import Drills, Fault
 from hxd.daemon.admin.metrics import CONTENT_TYPE, Metrics
 from hxd.daemon.admin.status import Status
 from hxd.daemon.request.http import Front
@@ -28,6 +29,14 @@ class NewKey(msgspec.Struct, forbid_unknown_fields=True):
     role: Role = Role.INFERENCE
 
 
+class NewDrill(msgspec.Struct, forbid_unknown_fields=True):
+    """`model` None: the one with the most replicas. `force`: even if hardly any would be left."""
+
+    fault: Fault
+    model: str | None = None
+    force: bool = False
+
+
 class AdminApi:
     def __init__(
         self,
@@ -37,7 +46,9 @@ class AdminApi:
         keys: KeyStore,
         front: Front,
         clock: Clock,
+        drills: Drills,
     ) -> None:
+        self._drills = drills
         self._status = status
         self._catalog = catalog
         self._metrics = metrics
@@ -81,14 +92,16 @@ class AdminApi:
     async def conditions(self, request: web.Request) -> web.Response:
         return _json([condition.body() for condition in self._status.conditions()])
 
+    async def drill(self, request: web.Request) -> web.Response:
+        asked = _decoded(await request.read(), NewDrill)
+        report = await self._drills.run(asked.fault, asked.model, force=asked.force)
+        return _json(report.body())
+
     async def list_keys(self, request: web.Request) -> web.Response:
         return _json([_shown(key) for key in self._keys.all()])
 
     async def create_key(self, request: web.Request) -> web.Response:
-        try:
-            asked = msgspec.json.decode(await request.read(), type=NewKey)
-        except msgspec.DecodeError as error:
-            raise CallerError(str(error)) from None
+        asked = _decoded(await request.read(), NewKey)
         if not asked.name.isprintable() or not asked.name:
             raise CallerError("name: must be printable and not empty", param="name")
         async with self._key_writes:
@@ -105,6 +118,14 @@ class AdminApi:
             except KeyError:
                 raise CallerError(f"there is no key {id!r}", status=404) from None
         return _json(_shown(stored))
+
+
+def _decoded(body: bytes, type: type[T]) -> T:
+    """Raises `CallerError` for a body that does not fit."""
+    try:
+        return msgspec.json.decode(body, type=type)
+    except msgspec.DecodeError as error:
+        raise CallerError(str(error)) from None
 
 
 async def _saved(change: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:

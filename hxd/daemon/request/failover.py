@@ -25,8 +25,9 @@ TRIES = 3
 BUDGET_SHARE = 0.2
 BUDGET_LEAST = 3
 PAUSE = 0.05  # seconds, doubled with each try, before which a uniform draw decides
-# Tokens that a suspect must have gained in a worker of its own before others may join it.
-PROBATION = 4
+# Tokens that a suspect must have gained in a worker of its own before others may join it: the first
+# is the one that it did not get before, and the second shows that the step after it goes well too.
+PROBATION = 2
 
 
 class Next(enum.Enum):
