@@ -5,6 +5,7 @@ holds exactly one plugin and one loaded model; the daemon never imports it. Writ
 object:
 
 - `hxd_describe` says what the plugin can do. Called once in each worker, before anything else.
+- `hxd_prepare`, if you like, imports the libraries that loading needs, ahead of it.
 - `hxd_backend` makes the backend. Called once in each worker, before the model is loaded.
 - The object it returns does the work, and is one of three:
   - `Backend` generates text, token by token, many sequences at a time. Its methods are called
@@ -290,6 +291,12 @@ class Hooks:
     @hookspec(firstresult=True)
     def hxd_describe(self) -> Description | None:
         """What this plugin can do. Must be quick and load no model library."""
+
+    @hookspec
+    def hxd_prepare(self) -> None:
+        """Optional: import what loading will need. Called in each worker after `hxd_describe` and
+        before `hxd_backend`, which a worker in reserve may wait long for; with it, a worker that is
+        to take a dead one's place has the libraries loaded. What it raises ends the worker."""
 
     @hookspec(firstresult=True)
     def hxd_backend(

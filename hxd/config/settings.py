@@ -240,6 +240,13 @@ class ModelSettings:
         '"auto" for no limit.',
         show="auto",
     )
+    reserve: bool = _setting(
+        True,
+        kinds.boolean,
+        "Whether, once a worker has died, another one waits for the next death with its libraries "
+        "loaded. It makes replacing a small model's worker several times faster, and costs some "
+        "50 MB for as long as workers die at least once an hour.",
+    )
     environment: tuple[str, ...] = _setting(
         (),
         kinds.texts,

@@ -168,6 +168,11 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         supervisor.listeners.append(changed)
         for name in served:
             metrics.serves(name)
+        metrics.show(
+            "hxd_workers_in_reserve",
+            "Workers that wait, without a model, to replace one that dies.",
+            lambda: len(workers.reserve),
+        )
         catalog = Catalog(served, inspection.refused, int(clock.wall()), flatten(config.routes))
         setting = Setting(clock, metrics, supervisor, poison, rng)
         traffic = Traffic()

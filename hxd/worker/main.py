@@ -113,6 +113,7 @@ class Worker:
             self._channel.send(
                 wire.Hello(wire.PROTOCOL, os.getpid(), manifest.name, manifest.version)
             )
+            manager.hook.hxd_prepare()
             self._ordered.wait()
             if isinstance(self._order, wire.Quantize):
                 self._quantize(manager, self._order)

@@ -24,6 +24,11 @@ def hxd_describe() -> Description:
 
 
 @hookimpl
+def hxd_prepare() -> None:
+    from . import backend  # noqa: F401
+
+
+@hookimpl
 def hxd_backend(options: dict[str, Any]) -> Backend:
     for name in options:
         if name not in OPTIONS:

@@ -49,6 +49,14 @@ def hxd_describe() -> Description:
 
 
 @hookimpl
+def hxd_prepare() -> None:
+    # Not llama_cpp itself: what it loads reads the spin count, which depends on the model.
+    from hxd.kit import draw  # noqa: F401
+
+    from . import constrain, slots, speculate  # noqa: F401
+
+
+@hookimpl
 def hxd_backend(options: dict[str, Any], path: Path | None) -> Backend | Embedder:
     from .options import read
 

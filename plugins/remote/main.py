@@ -18,6 +18,11 @@ def hxd_describe() -> Description:
 
 
 @hookimpl
+def hxd_prepare() -> None:
+    from . import client, relay  # noqa: F401
+
+
+@hookimpl
 def hxd_backend(options: dict[str, Any]) -> Relay:
     from . import client, key
     from . import options as settings

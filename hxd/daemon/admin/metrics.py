@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -144,6 +144,10 @@ class Metrics:
                 prompted=self._tokens.labels(model, "prompt").inc,
             )
         return meter
+
+    def show(self, name: str, help: str, read: Callable[[], float]) -> None:
+        """A gauge of the whole box, read at each scrape."""
+        Gauge(name, help, registry=self.registry).set_function(read)
 
     def failover(self, model: str, kind: str, cause: str, seconds: float | None = None) -> None:
         """`seconds` from the loss to the next token, where one came."""

@@ -81,6 +81,10 @@ class Link(asyncio.Protocol):
         _, link = await loop.create_unix_connection(lambda: cls(owner), sock=sock)
         return link
 
+    def adopt(self, owner: Owner) -> None:
+        """From now on somebody else is told."""
+        self._owner = owner
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 

@@ -18,9 +18,10 @@ class Replica:
     """`generation` counts starts: what a former process still says is recognised by it.
     `problem` is what is wrong now, in words; `unready_since` is when it was last ready, or the
     start. `gauges` are what the backend last said of itself, `vitals` what is measured of it while
-    it serves; the sentinel writes both. `proven`: the last life got as far as being ready.
-    `suspect`: its heartbeat is late. `heir` is being brought up to take its place, `heir_to` is
-    whose place it takes; `renewed_at` is when that was last tried. Times are monotonic seconds."""
+    it serves; the sentinel writes both. `proven`: the last life got as far as being ready;
+    `blameless`: it was ended from outside. `suspect`: its heartbeat is late. `heir` is being
+    brought up to take its place, `heir_to` is whose place it takes; `renewed_at` is when that was
+    last tried. Times are monotonic seconds."""
 
     id: str
     source: Source
@@ -38,6 +39,7 @@ class Replica:
     gauges: dict[str, float] = field(default_factory=dict)
     vitals: Vitals | None = None
     proven: bool = False
+    blameless: bool = False
     suspect: bool = False
     heir: Replica | None = None
     heir_to: Replica | None = None

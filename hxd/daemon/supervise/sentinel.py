@@ -137,8 +137,9 @@ class Sentinel:
                     link.urge(f"no heartbeat for {pulse.HEARTBEAT_DEADLINE:g} s")
             case _:
                 why = self._epitaph(patient, sign)
-                link.close(why, loss=Loss.CRASHED if sign is Sign.HUNG else Loss.STALLED)
-                self._post(Message(replica, patient.generation, Event.DIED, why))
+                hung = sign is Sign.HUNG
+                link.close(why, loss=Loss.CRASHED if hung else Loss.STALLED)
+                self._post(Message(replica, patient.generation, Event.DIED, why, outside=not hung))
 
     def _epitaph(self, patient: Patient, sign: Sign) -> str:
         assert patient.vitals is not None

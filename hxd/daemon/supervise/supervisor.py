@@ -34,7 +34,7 @@ SAID_BY_WORKERS = frozenset({Event.HELLO, Event.LOADED, Event.WARMED})
 @dataclass(frozen=True)
 class Message:
     """Something that happened to one generation of a replica. A time-out counts only `while_in`
-    the state that it limits."""
+    the state that it limits. `outside`: a death that nothing in the worker was the cause of."""
 
     replica: Replica
     generation: int
@@ -42,6 +42,7 @@ class Message:
     detail: str = ""
     loaded: wire.Loaded | None = None
     while_in: State | None = None
+    outside: bool = False
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,7 @@ class Supervisor:
             replica.loaded = message.loaded
         if event is Event.WARMED or event is Event.DIED:
             replica.proven = event is Event.WARMED or old is State.READY
+            replica.blameless = message.outside
         if event in (Event.START, Event.RESTART) or new not in ALIVE:
             replica.generation += 1
             replica.suspect, replica.vitals = False, None
@@ -324,6 +326,16 @@ class Supervisor:
                 replica.restarts += 1
                 replica.restart_at = self._clock.now() + pause
                 effects.later(pause, Message(replica, replica.generation, Event.RESTART))
+                self._hasten(replica.source.name)
+
+    def _hasten(self, model: str) -> None:
+        """Pauses are against workers that die of themselves. They must not be why a model can't
+        answer when somebody else has ended its workers, which had been fine."""
+        if self.ready(model):
+            return
+        for replica in self.replicas[model]:
+            if replica.state is State.FAILED and replica.proven and replica.blameless:
+                self.post(Message(replica, replica.generation, Event.RESTART))
 
     def _expect(self, replica: Replica, state: State, seconds: float) -> None:
         """The replica dies unless it has left `state` by then."""

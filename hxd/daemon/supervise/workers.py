@@ -15,10 +15,12 @@ from typing import Any
 
 from hxd import wire
 from hxd.clock import Clock
+from hxd.daemon.store.sources import Source
 from hxd.daemon.supervise.lifecycle import Event, State
 from hxd.daemon.supervise.link import Heard, Loss, Lost
 from hxd.daemon.supervise.process import Program, WorkerProcess, describe_exit
 from hxd.daemon.supervise.replica import Replica
+from hxd.daemon.supervise.reserve import Reserve
 from hxd.daemon.supervise.sentinel import Sentinel
 from hxd.daemon.supervise.supervisor import HELLO_SECONDS, Message, News
 
@@ -26,6 +28,7 @@ log = logging.getLogger("hxd.supervise")
 
 UNLOAD_GRACE = 3.0
 TERM_GRACE = 2.0
+SETTLE_INTERVAL = 60.0
 MOVE_GRACE = 10.0  # for calls that can't leave a replica that is to end
 # An exit says more than the end of the link that comes just before it.
 EXIT_WAIT = 2.0
@@ -53,6 +56,8 @@ class Workers:
         came: Callable[[], None] = lambda: None,
     ) -> None:
         self._came = came
+        self._settling: asyncio.Task[None] | None = None
+        self.reserve = Reserve(clock)
         self._post = post
         self._prepare = prepare
         self._drain_time = drain
@@ -71,18 +76,13 @@ class Workers:
         previous = self._lives.get(replica.id)
         if previous is not None:
             await previous
+        voice = _Voice(replica, generation, self._post, self.sentinel)
+        spare = None
         try:
             self._files[replica.id] = await self._prepare(replica)
-            plugin = replica.source.plugin
-            program = Program(
-                plugin.manifest.name,
-                plugin.folder,
-                plugin.digest,
-                replica.source.settings.memory_limit,
-                replica.source.settings.environment,
-            )
-            voice = _Voice(replica, generation, self._post, self.sentinel)
-            worker = await WorkerProcess.spawn(program, voice)
+            program = _program(replica.source)
+            spare = await self.reserve.take(program)
+            worker = spare.worker if spare else await WorkerProcess.spawn(program, voice)
         except PrepareError as error:
             died(str(error))
             return
@@ -97,6 +97,10 @@ class Workers:
         self.sentinel.admit(replica, generation, worker)
         self._came()
         self._lives[replica.id] = self._run(self._live(worker, voice), f"life-{replica.id}")
+        if spare is not None and spare.owner.hello is not None:
+            worker.link.adopt(voice)
+            voice.received(spare.owner.hello)
+            return
         self.later(
             HELLO_SECONDS,
             Message(
@@ -146,6 +150,12 @@ class Workers:
 
     def watch(self, replica: Replica) -> None:
         self.sentinel.serves(replica)
+        self._settle()
+
+    def _settle(self) -> None:
+        """A worker is up: there is time for those in waiting."""
+        if self._settling is None or self._settling.done():
+            self._settling = self._run(self.reserve.settle(), "reserve")
 
     def drain(self, replica: Replica) -> None:
         self._run(self._drain(replica, replica.generation), f"drain-{replica.id}")
@@ -171,6 +181,8 @@ class Workers:
         worker = replica.worker
         if worker is None:
             return
+        if not gently and replica.source.settings.reserve:
+            self.reserve.died(_program(replica.source))
         if gently:
             self._run(self._end_gently(worker), f"end-{replica.id}")
         else:
@@ -204,8 +216,17 @@ class Workers:
             log.error("task=%s failed", task.get_name(), exc_info=error)
 
     async def watch_over(self) -> None:
-        """The sentinel's whole life; never ends by itself."""
-        await self.sentinel.run()
+        """Watches every worker; never ends by itself."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.sentinel.run())
+            group.create_task(self._settle_again_and_again())
+
+    async def _settle_again_and_again(self) -> None:
+        """Nobody waits in reserve for ever."""
+        while True:
+            await asyncio.sleep(SETTLE_INTERVAL)
+            if self.reserve:
+                self._settle()
 
     async def gone(self) -> None:
         """Wait until every process has been reaped."""
@@ -222,11 +243,24 @@ class Workers:
         for replica in replicas:
             if replica.worker is not None:
                 replica.worker.kill()
+        self.reserve.kill_all()
 
     async def aclose(self) -> None:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.reserve.aclose()
+
+
+def _program(source: Source) -> Program:
+    plugin, settings = source.plugin, source.settings
+    return Program(
+        plugin.manifest.name,
+        plugin.folder,
+        plugin.digest,
+        settings.memory_limit,
+        settings.environment,
+    )
 
 
 def first_request(capabilities: Collection[str]) -> wire.Request:
@@ -308,7 +342,8 @@ class _Voice:
         self._died(why)
 
     def _died(self, why: str) -> None:
-        self._tell(Event.DIED, why)
+        loss, _ = self.verdict()
+        self._tell(Event.DIED, why, outside=loss is Loss.KILLED)
 
-    def _tell(self, event: Event, detail: str = "") -> None:
-        self._post(Message(self._replica, self._generation, event, detail))
+    def _tell(self, event: Event, detail: str = "", *, outside: bool = False) -> None:
+        self._post(Message(self._replica, self._generation, event, detail, outside=outside))
