@@ -463,7 +463,7 @@ class Ledger:
 
     def trip(self, cause: Cause) -> None:
         self.state, self.since, self.cause, self.probe = State.OPEN, self.now, cause, None
-        self.trips += 1
+        self.trips = min(10, self.trips + 1)
         self.generation += 1
 
     def recent(self) -> list[bool]:

@@ -269,11 +269,13 @@ class Breaker:
                 return
 
     def _trip(self, cause: Cause, now: float) -> None:
+        longest, isolation = self.numbers.longest_isolation, self.numbers.isolation
         self._state = State.OPEN
         self._since = now
         self._probe = None
         self.cause = cause
-        self.trips += 1
+        # More would not isolate it for longer, and only take longer to be forgiven.
+        self.trips = min(self.trips + 1, math.ceil(longest / isolation))
         self.generation += 1
 
     def _close(self, now: float) -> None:

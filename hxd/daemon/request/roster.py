@@ -23,6 +23,7 @@ from hxd.daemon.supervise.supervisor import Supervisor
 
 ASSESSED_EVERY = 0.25  # seconds; a choice must not cost an assessment of every replica
 LATENCY_HALF_LIFE = 10.0  # seconds, of what `fastest` goes by
+LATENCY_FORGOTTEN = 10.0  # seconds without an answer from the replica
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Standing:
     share: float = 1.0
     breaker: Breaker = field(default_factory=Breaker)
     latency: Ewma = field(default_factory=lambda: Ewma(LATENCY_HALF_LIFE))
+    timed_at: float = float("-inf")
     health: Health = field(default_factory=lambda: assess(Signs()))
     assessed_at: float = float("-inf")
 
@@ -59,6 +61,7 @@ class Grant:
         self._settled, now = True, self._clock.now()
         if seconds_per_token is not None:
             self._standing.latency.update(seconds_per_token, now)
+            self._standing.timed_at = now
         if self._probe is not None:
             self._probe.succeeded(now)
         else:
@@ -223,12 +226,19 @@ class Roster:
                     weight=self.weight(replica),
                     score=self.health(replica).score,
                     share=self.standing(replica).share,
-                    latency=self.standing(replica).latency.value,
+                    latency=self._latency(replica),
                 )
                 for replica in replicas
             ]
         )
         return next((r for r in replicas if chosen is not None and r.id == chosen.id), None)
+
+    def _latency(self, replica: Replica) -> float | None:
+        """Seconds per token, or None once that is long ago: a replica that was slow must be tried
+        again now and then."""
+        standing = self.standing(replica)
+        old = self._clock.now() - standing.timed_at > LATENCY_FORGOTTEN
+        return None if old else standing.latency.value
 
 
 def policy_for(source: Source) -> str:

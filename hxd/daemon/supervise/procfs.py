@@ -6,6 +6,7 @@ A read takes some 10 µs. Nothing here waits.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,13 +64,23 @@ class Proc:
 
 def oom_kills() -> int:
     """Processes that the kernel has killed for want of memory since the start of the box."""
+    return _counted("/proc/vmstat", b"oom_kill ") or 0
+
+
+def available() -> float:
+    """Bytes that the box can still give away; no bound where it does not tell."""
+    kib = _counted("/proc/meminfo", b"MemAvailable:")
+    return math.inf if kib is None else kib * 1024.0
+
+
+def _counted(file: str, name: bytes) -> int | None:
     try:
-        for line in Path("/proc/vmstat").read_bytes().splitlines():
-            if line.startswith(b"oom_kill "):
+        for line in Path(file).read_bytes().splitlines():
+            if line.startswith(name):
                 return int(line.split()[1])
-    except OSError:
+    except (OSError, ValueError):
         pass
-    return 0
+    return None
 
 
 def _open(pid: int, name: str) -> int | None:

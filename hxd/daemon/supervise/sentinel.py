@@ -6,6 +6,7 @@ descriptors, 75 ms at 1 GiB and over a second at 16. The flags in `/proc/PID/sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from hxd.daemon.supervise import pulse
 from hxd.daemon.supervise.lifecycle import Event
 from hxd.daemon.supervise.link import Loss
 from hxd.daemon.supervise.process import WorkerProcess
-from hxd.daemon.supervise.procfs import oom_kills
+from hxd.daemon.supervise.procfs import available, oom_kills
 from hxd.daemon.supervise.pulse import Sign
 from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.supervisor import Doubt, Message, News, Renew
@@ -117,8 +118,10 @@ class Sentinel:
 
     def _measured(self, patient: Patient, vitals: Vitals, pong: wire.Pong) -> None:
         patient.replica.gauges = known_gauges(pong.gauges)
-        vitals.measured(self._clock.now(), pong.paces, patient.worker.proc.private())
-        vitals.drift = vitals.drifts(patient.replica.source.settings.memory_limit)
+        private = patient.worker.proc.private()
+        vitals.measured(self._clock.now(), pong.paces, private)
+        limit = patient.replica.source.settings.memory_limit
+        vitals.drift = vitals.drifts(min(limit or math.inf, (private or 0) + available()))
         if vitals.drift is not None:
             self._post(Renew(patient.replica, patient.generation, vitals.drift))
 

@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from hxd.daemon.supervise.drift import Leak, SlowCreep
 from hxd.daemon.supervise.health import Signs
 from hxd.daemon.supervise.pulse import Pulse
+from hxd.daemon.supervise.trend import Trend
 
 # A mean over fewer steps says more of the scheduler than of the worker.
 STEPS_TO_COUNT = 3
+# A worker whose memory is full sooner is replaced without waiting for a surer sign; bringing up
+# another one takes a part of that.
+SOON = 30.0
 
 
 class Vitals:
@@ -23,6 +27,7 @@ class Vitals:
         self.pulse = Pulse(stall_time)
         self.creep = SlowCreep()
         self.leak = Leak()
+        self.trend = Trend()
         self.private: int | None = None
         self.drift: str | None = None
         self.queued = 0
@@ -38,14 +43,17 @@ class Vitals:
         if private is not None:
             self.private = private
             self.leak.feed(private, now)
+            self.trend.feed(private, now)
 
-    def drifts(self, memory_limit: int | None) -> str | None:
-        """Why this worker should be replaced before it fails, if it should."""
+    def drifts(self, most: float) -> str | None:
+        """Why this worker should be replaced before it fails, if it should. `most`: bytes of
+        private memory that it can have at all."""
+        left = self.trend.full_in(most)
+        if left is not None and left < SOON:
+            return f"its memory grows, and is full in {left:.0f} s"
         if self.leak.alarm:
             grown, rate = self.leak.growth / 1e6, self.leak.rate / 1e6
-            why = f"its private memory has grown by {grown:.0f} MB, now by {rate:.2f} MB/s"
-            left = self.leak.full_in(memory_limit) if memory_limit else None
-            return why + (f"; the limit is {left:.0f} s away" if left is not None else "")
+            return f"its private memory has grown by {grown:.0f} MB, now by {rate:.2f} MB/s"
         if self.creep.alarm:
             return f"its steps take {self.creep.slowdown or 0:.1f} times as long as they used to"
         return None
