@@ -8,6 +8,8 @@ same. `[models.NAME.options]`:
     fault        crash | hang | raise | garbage | memory: what to do when its time comes
     fault_at     step (default) | load
     fault_after  tokens that this worker generates before a fault at a step; default 0
+    leak         bytes that each step keeps for ever; default 0
+    creep        seconds that each step takes longer than the one before it; default 0
     ignore_sigterm   true: only SIGKILL ends the worker
 """
 
@@ -33,7 +35,9 @@ from hxd.hookspecs import (
 from hxd.wire import Constraint
 
 END = 256
-OPTIONS = {"rate", "reply", "fault", "fault_at", "fault_after", "ignore_sigterm"}
+OPTIONS = {
+    "rate", "reply", "fault", "fault_at", "fault_after", "leak", "creep", "ignore_sigterm",
+}  # fmt: skip
 FAULTS = ("crash", "hang", "raise", "garbage", "memory")
 
 
@@ -63,6 +67,10 @@ class Echo:
         self._position: dict[int, int] = {}
         self._generated = 0
         self._next_step = 0.0
+        self._leak = int(options.get("leak", 0))
+        self._leaked: list[bytes] = []
+        self._creep = float(options.get("creep", 0))
+        self._late = 0.0
 
     def load(self, request: LoadRequest) -> ModelInfo:
         if self._options.get("ignore_sigterm"):
@@ -94,6 +102,7 @@ class Echo:
 
     def step(self) -> list[Advance]:
         self._wait()
+        self._age()
         if "fault" in self._options and self._generated >= self._options.get("fault_after", 0):
             self._misbehave()
         advances = []
@@ -121,6 +130,14 @@ class Echo:
             now = time.monotonic()
             time.sleep(max(0.0, self._next_step - now))
             self._next_step = max(now, self._next_step) + 1 / self._rate
+
+    def _age(self) -> None:
+        """What a worker does that fails slowly."""
+        if self._leak:
+            self._leaked.append(b"x" * self._leak)
+        if self._creep:
+            self._late += self._creep
+            time.sleep(self._late)
 
     def _misbehave(self) -> None:
         match self._options.get("fault"):

@@ -121,9 +121,10 @@ class Sentinel:
         private = patient.worker.proc.private()
         vitals.measured(self._clock.now(), pong.paces, private)
         limit = patient.replica.source.settings.memory_limit
-        vitals.drift = vitals.drifts(min(limit or math.inf, (private or 0) + available()))
+        vitals.judge(min(limit or math.inf, (private or 0) + available()))
         if vitals.drift is not None:
-            self._post(Renew(patient.replica, patient.generation, vitals.drift))
+            renew = Renew(patient.replica, patient.generation, vitals.drift, vitals.urgent)
+            self._post(renew)
 
     def _act(self, patient: Patient, sign: Sign, *, alone: bool) -> None:
         replica, link = patient.replica, patient.worker.link

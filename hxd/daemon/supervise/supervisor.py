@@ -26,8 +26,10 @@ HELLO_SECONDS = 60.0  # import of a plugin and its libraries, on a cold disk
 WARM_SECONDS = 120.0  # one token through the whole model, read from a cold disk
 # A replica that has died so often in a row is not counted on by waiting requests.
 HOPEFUL_DEATHS = 2
-# A worker that drifts again right after it was replaced is not helped by replacing it.
+# A worker that is slow again right after it was replaced is not helped by replacing it. One that is
+# about to run out of memory is, each time; the pause is for the heir to come up.
 RENEWAL_PAUSE = 600.0
+URGENT_PAUSE = 5.0
 SAID_BY_WORKERS = frozenset({Event.HELLO, Event.LOADED, Event.WARMED})
 
 
@@ -56,11 +58,12 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Renew:
-    """A replica should be replaced, the new one first, because of `why`."""
+    """A replica should be replaced, the new one first, because of `why`. `urgent`: else it dies."""
 
     replica: Replica
     generation: int
     why: str
+    urgent: bool = False
 
 
 News = Message | Doubt | Renew
@@ -260,10 +263,11 @@ class Supervisor:
     def _renew(self, renew: Renew) -> None:
         """Bring up an heir, unless one is on its way somewhere or there is no room for it."""
         replica, now = renew.replica, self._clock.now()
+        pause = URGENT_PAUSE if renew.urgent else RENEWAL_PAUSE
         if (
             renew.generation != replica.generation
             or replica.state is not State.READY
-            or (replica.renewed_at is not None and now - replica.renewed_at < RENEWAL_PAUSE)
+            or (replica.renewed_at is not None and now - replica.renewed_at < pause)
             or any(other.heir is not None for other in self.all())
         ):
             return

@@ -21,7 +21,8 @@ SOON = 30.0
 
 class Vitals:
     """`private` is the worker's private memory in bytes, None before it was seen; `drift` is why
-    the worker should be replaced before it fails, while it should. The sentinel writes."""
+    the worker should be replaced before it fails, while it should; `urgent` if it dies otherwise.
+    The sentinel writes."""
 
     def __init__(self, stall_time: float) -> None:
         self.pulse = Pulse(stall_time)
@@ -30,6 +31,7 @@ class Vitals:
         self.trend = Trend()
         self.private: int | None = None
         self.drift: str | None = None
+        self.urgent = False
         self.queued = 0
         self.still = 0.0
 
@@ -45,12 +47,16 @@ class Vitals:
             self.leak.feed(private, now)
             self.trend.feed(private, now)
 
-    def drifts(self, most: float) -> str | None:
-        """Why this worker should be replaced before it fails, if it should. `most`: bytes of
-        private memory that it can have at all."""
+    def judge(self, most: float) -> None:
+        """Sets `drift` and `urgent`. `most`: bytes of private memory that it can have at all."""
         left = self.trend.full_in(most)
-        if left is not None and left < SOON:
-            return f"its memory grows, and is full in {left:.0f} s"
+        self.urgent = left is not None and left < SOON
+        self.drift = (
+            f"its memory grows, and is full in {left:.0f} s" if self.urgent else self._slow()
+        )
+
+    def _slow(self) -> str | None:
+        """What has no hurry."""
         if self.leak.alarm:
             grown, rate = self.leak.growth / 1e6, self.leak.rate / 1e6
             return f"its private memory has grown by {grown:.0f} MB, now by {rate:.2f} MB/s"
