@@ -8,7 +8,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import psutil
 import pytest
 
@@ -97,27 +96,6 @@ async def pid_of(daemon: Daemon, replica: str) -> int:
     (pid,) = [row["pid"] for row in body["replicas"] if row["replica"] == replica]
     assert isinstance(pid, int)
     return pid
-
-
-async def test_a_killed_worker_is_replaced_and_its_stream_ends_with_an_error_event(
-    tmp_path: Path,
-) -> None:
-    slow = echo("slow", options={"rate": 20})
-    async with running(write_config(tmp_path, slow)) as daemon:
-        async with (
-            aiohttp.ClientSession() as session,
-            session.post(
-                daemon.url + "/v1/chat/completions",
-                json=chat("slow", "x", stream=True, ignore_eos=True, max_tokens=2000),
-            ) as response,
-        ):
-            await response.content.readline()
-            os.kill(await pid_of(daemon, "slow-1"), signal.SIGKILL)
-            rest = (await response.read()).decode()
-        last = rest.strip().rpartition("\n\n")[2]
-        assert last.startswith('data: {"error":')
-        assert "worker_died" in last
-        await daemon.ready()
 
 
 async def test_a_worker_gives_up_privileges_and_is_first_for_the_oom_killer(
