@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
@@ -319,17 +320,20 @@ async def server_of(daemon: Daemon, model: str) -> int:
 
 async def reading(daemon: Daemon, name: str, **labels: str) -> float:
     """The sum of a metric's samples with these labels."""
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(await _metrics(daemon))
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+async def _metrics(daemon: Daemon) -> str:
     async with (
         aiohttp.ClientSession() as session,
         session.get(daemon.url + "/metrics") as response,
     ):
-        text = await response.text()
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
+        return await response.text()
 
 
 async def generated(daemon: Daemon, model: str, count: float) -> None:
@@ -341,7 +345,13 @@ async def generated(daemon: Daemon, model: str, count: float) -> None:
 
 
 async def tokens(daemon: Daemon, model: str) -> float:
-    return await reading(daemon, "hxd_tokens_total", model=model, kind="completion")
+    """Generated so far; read faster than a parser would, since it is asked for many times."""
+    found = re.search(
+        rf'^hxd_tokens_total{{kind="completion",model="{model}"}} (\S+)$',
+        await _metrics(daemon),
+        re.MULTILINE,
+    )
+    return float(found[1]) if found else 0.0
 
 
 class Tally:
