@@ -17,8 +17,9 @@ class Severity(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Declared:
-    """`depends_on`: codes that explain this one for the same subject. `visible_after`: seconds that
-    it must have lasted before it is shown."""
+    """`depends_on`: codes that explain this one when they are raised for the same subject, for the
+    model that it belongs to, or for the box. `visible_after`: seconds that it must have lasted
+    before it is shown."""
 
     code: str
     title: str
@@ -34,11 +35,11 @@ TABLE: dict[str, Declared] = {
         Declared("model-refused", "A model's settings or file can't be used", Severity.CRITICAL),
         Declared(
             "model-unavailable", "No replica of a model can answer", Severity.CRITICAL,
-            depends_on=("model-refused", "daemon-draining"),
+            depends_on=("model-refused", "daemon-draining", "replica-crash-loop"),
         ),
         Declared(
             "replica-crash-loop", "A replica dies again and again", Severity.CRITICAL,
-            depends_on=("model-refused",),
+            depends_on=("replica-crash-loop",),
         ),
         Declared(
             "replica-failed", "A replica is down", Severity.WARNING,
@@ -90,12 +91,14 @@ TABLE: dict[str, Declared] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """`subject` is the model or route it is about, or "". `since` is in Unix seconds."""
+    """`subject` is the model, route or replica it is about, or "" for the box; `within` is the
+    model of a replica. `since` is in Unix seconds."""
 
     code: str
     subject: str
     detail: str
     since: float
+    within: str = ""
 
     def body(self) -> dict[str, object]:
         declared = TABLE[self.code]
@@ -113,15 +116,15 @@ class Alarms:
     """Since when each condition has been raised without a break."""
 
     def __init__(self) -> None:
-        self._since: dict[tuple[str, str, str], float] = {}
+        self._since: dict[tuple[str, str], float] = {}
 
     def dated(self, raised: Iterable[Condition], now: float) -> list[Condition]:
         """Each with the time of its first raising, in Unix seconds; call it with all that there
-        are. Conditions of one code and subject are told apart by the first word of their detail."""
+        are."""
         found = {}
         dated = []
         for condition in raised:
-            key = (condition.code, condition.subject, condition.detail.partition(" ")[0])
+            key = condition.code, condition.subject
             since = self._since.get(key, min(condition.since, now))
             found[key] = since
             dated.append(replace(condition, since=since))
@@ -140,7 +143,9 @@ def visible(
         for condition in raised
         if now - condition.since >= table[condition.code].visible_after
         and not any(
-            (cause, condition.subject) in present for cause in table[condition.code].depends_on
+            (cause, where) in present and (cause, where) != (condition.code, condition.subject)
+            for cause in table[condition.code].depends_on
+            for where in (condition.subject, condition.within, "")
         )
     ]
     return sorted(shown, key=lambda c: (table[c.code].severity is not Severity.CRITICAL, c.since))

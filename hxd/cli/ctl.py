@@ -201,7 +201,7 @@ def drill(client: Client, fault: str, model: str | None, force: bool) -> None:
     \b
     kill     SIGKILL to the busiest worker
     stall    SIGSTOP to it
-    slow     stop it three quarters of the time, for 8 seconds
+    slow     stop it more than half of the time, for 8 seconds
     garbage  bytes that are no frame come from it
 
     hxd makes a light load of its own meanwhile. Without MODEL it is the one with the most replicas.

@@ -169,11 +169,18 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         for name in served:
             metrics.serves(name)
         metrics.show(
+            "hxd_requests_blocked",
+            "Requests that are refused by their fingerprints now.",
+            lambda: len(poison),
+        )
+        metrics.show(
             "hxd_workers_in_reserve",
             "Workers that wait, without a model, to replace one that dies.",
             lambda: len(workers.reserve),
         )
-        catalog = Catalog(served, inspection.refused, int(clock.wall()), flatten(config.routes))
+        catalog = Catalog(
+            served, inspection.refused, int(clock.wall()), flatten(config.routes), metrics.fell_back
+        )
         setting = Setting(clock, metrics, supervisor, poison, rng)
         traffic = Traffic()
         front = Front(config, inspection.keys, metrics, clock, traffic)

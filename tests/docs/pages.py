@@ -13,6 +13,7 @@ DEFAULT_URL = "http://127.0.0.1:8420"
 PAGES = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "hxd/daemon/request/DESIGN.md",
     ROOT / "hxd/daemon/supervise/DESIGN.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]

@@ -78,7 +78,7 @@ class AdminApi:
         return _json(self._catalog.list())
 
     async def model(self, request: web.Request) -> web.Response:
-        return _json(self._catalog.entry(self._catalog.find(request.match_info["id"])))
+        return _json(self._catalog.named(request.match_info["id"]))
 
     async def status(self, request: web.Request) -> web.Response:
         return _json(self._status.health() | {"replicas": self._status.replicas()})

@@ -39,7 +39,7 @@ LONGEST = 120.0  # seconds until a drill gives up waiting for full strength
 PROMISED_PAUSE = 0.5
 SLOW_SECONDS = 8.0
 SLOW_HALT = 0.06  # stopped for so long, shorter than what counts as stopped for good
-SLOW_RUN = 0.02
+SLOW_RUN = 0.04
 GARBAGE = b"\xff\xff\xff\xff" + b"drill"
 LEFT = 2  # replicas that must be left
 
@@ -54,7 +54,7 @@ PROMPTS = (
 class Fault(enum.StrEnum):
     KILL = "kill"  # SIGKILL
     STALL = "stall"  # SIGSTOP
-    SLOW = "slow"  # stopped three quarters of the time, for a while
+    SLOW = "slow"  # stopped more than half of the time, for a while
     GARBAGE = "garbage"  # bytes that are no frame come from its socket
 
 

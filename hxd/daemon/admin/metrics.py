@@ -50,7 +50,6 @@ class ModelReading:
     gauges: dict[str, dict[str, float]]
     replicas: list[ReplicaReading]
     retrying: int
-    poisoned: int
 
 
 @dataclass(frozen=True)
@@ -155,6 +154,10 @@ class Metrics:
         if seconds is not None:
             self._pause.labels(model).observe(seconds)
 
+    def fell_back(self, model: str) -> None:
+        """`model` answers in place of one before it in a chain."""
+        self.failover(model, "fallback", "unavailable")
+
     def restarted(self, model: str) -> None:
         self._restarts.labels(model).inc()
 
@@ -225,7 +228,6 @@ class _States(Collector):
         weight = gauge("hxd_replica_weight", "Share of its usual traffic, 0 to 1.", "replica")
         private = gauge("hxd_worker_private_bytes", "Private memory of a worker.", "replica")
         retrying = gauge("hxd_retries_running", "Requests that are being tried again.")
-        poisoned = gauge("hxd_requests_blocked", "Requests refused by their fingerprints.")
         vllm_running = gauge("vllm:num_requests_running", "As hxd_requests_running.")
         vllm_waiting = gauge("vllm:num_requests_waiting", "As hxd_requests_waiting.")
         vllm_cache = gauge("vllm:kv_cache_usage_perc", "Share of the KV cells in use, 0 to 1.")
@@ -236,7 +238,6 @@ class _States(Collector):
             queue.add_metric([now.model], now.queue)
             slots.add_metric([now.model], now.slots)
             retrying.add_metric([now.model], now.retrying)
-            poisoned.add_metric([now.model], now.poisoned)
             for one in now.replicas:
                 in_state.add_metric([now.model, one.replica, one.state], 1)
                 breaker.add_metric([now.model, one.replica], one.breaker)
@@ -254,6 +255,6 @@ class _States(Collector):
                 for name, value in said.items():
                     gauges[name].add_metric([now.model, replica], value)
         yield from (running, waiting, queue, slots, states, in_state)
-        yield from (breaker, trips, health, weight, private, retrying, poisoned)
+        yield from (breaker, trips, health, weight, private, retrying)
         yield from gauges.values()
         yield from (vllm_running, vllm_waiting, vllm_cache)

@@ -74,8 +74,10 @@ class Status:
                 yield Condition("model-unavailable", name, self._why(name), now)
             elif served.gate.roster.limping():
                 yield Condition("model-limping", name, self._why_limping(served), now)
-            elif len(replicas) > 1 and len(self.supervisor.ready(name)) == 1:
+            elif served.source.settings.replicas > 1 and len(self.supervisor.ready(name)) == 1:
                 yield Condition("model-single", name, self._why(name), now)
+            if all(self._loops(replica) for replica in replicas):
+                yield Condition("replica-crash-loop", name, self._why(name), now)
             for replica in replicas:
                 yield from self._raised_by(replica, served.gate.roster, now)
         if blocked := len(self.poison):
@@ -87,14 +89,13 @@ class Status:
                 yield Condition("route-on-fallback", route, f"{able[0]}, not {chain[0]}", now)
 
     def _raised_by(self, replica: Replica, roster: Roster, now: float) -> Iterator[Condition]:
-        """What is wrong with one replica; its model is the subject, so that causes are found."""
+        """What is wrong with one replica."""
 
         def about(code: str, detail: str) -> Condition:
-            return Condition(code, replica.source.name, f"{replica.id}: {detail}", now)
+            return Condition(code, replica.id, detail, now, within=replica.source.name)
 
         monotonic = self.clock.now()
-        ready_since = replica.since if replica.state is State.READY else None
-        if replica.restart.crash_loop(monotonic, ready_since):
+        if self._loops(replica):
             last = replica.problem or "it is up for the moment"
             yield about("replica-crash-loop", f"{replica.restart.deaths} deaths in a row; {last}")
         if replica.state is State.FAILED:
@@ -119,6 +120,10 @@ class Status:
         health = roster.health(replica)
         if health.score < 0.9:
             yield about("replica-unhealthy", f"score {health.score:.2f} ({_parts(health)})")
+
+    def _loops(self, replica: Replica) -> bool:
+        ready_since = replica.since if replica.state is State.READY else None
+        return replica.restart.crash_loop(self.clock.now(), ready_since)
 
     def _why_limping(self, served: Served) -> str:
         monotonic = self.clock.now()
@@ -236,7 +241,6 @@ class Status:
                 queue=settings.queue,
                 replicas=[self._reading(replica) for replica in replicas],
                 retrying=served.gate.budget.taken,
-                poisoned=len(self.poison),
                 states={state.value: states[state.value] for state in State},
                 used_context=_cache_use(replicas, served.gate.running / slots if slots else 0.0),
                 gauges={replica.id: replica.gauges for replica in replicas if replica.takes},

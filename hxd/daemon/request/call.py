@@ -70,8 +70,9 @@ class Call:
         Raises `HxdError` when a choice fails. Closing the iterator, or cancelling the task that
         reads it, cancels what still runs.
         """
-        for order in self.orders[:: self.choices_per_prompt]:
-            self.setting.poison.check(self.chain[0].source.name, order)
+        for served in self.chain if len(self.setting.poison) else ():
+            for order in self.orders[:: self.choices_per_prompt]:
+                self.setting.poison.check(served.source.name, order)
         gate = self.chain[0].gate
         places = gate.enter(len(self.orders))
         pending = len(self.orders)

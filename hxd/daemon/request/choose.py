@@ -15,7 +15,6 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 # A replica without room may be left out for a while; one left out of so many choices is forgotten,
 # and at the latest one left out of twice as many.
@@ -187,17 +186,3 @@ POLICIES: Mapping[str, Callable[[random.Random], Policy]] = {
 def make(name: str, rng: random.Random) -> Policy:
     """The policy of that name, which is one of `POLICIES`; for one model, as it recalls choices."""
     return POLICIES[name](rng)
-
-
-class Named(Protocol):
-    @property
-    def id(self) -> str: ...
-
-
-N = TypeVar("N", bound=Named)
-
-
-def pack(ready: Sequence[N], busy: Mapping[str, int], slots: int) -> N | None:
-    """The `pack` of old, for admission until it takes a `Policy`; to be removed with that."""
-    open_to = [one for one in ready if busy.get(one.id, 0) < slots]
-    return max(open_to, key=lambda one: busy.get(one.id, 0), default=None)

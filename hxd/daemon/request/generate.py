@@ -202,8 +202,8 @@ def _headers(call: Call) -> dict[str, str]:
 
 
 def _disclosed(call: Call) -> dict[str, Any]:
-    """What is only known at the end of an answer. `model` is who went on where that is not who
-    began."""
+    """What is only known at the end of an answer: `model` and `replicas` are who has worked on it,
+    which `x-hxd-model` and `x-hxd-replica` can't say of those who came later."""
     return {
         "failovers": call.failovers,
         "model": call.served.source.name,

@@ -70,12 +70,15 @@ class Inquiry(Generic[C]):
         """Raises `HxdError`. Cancelling it cancels what the worker does."""
         if len(self.setting.poison):
             self.setting.poison.check(self.model, self.frame(0))
-        trail = Trail()
+        trail, clock, metrics = Trail(), self.setting.clock, self.setting.metrics
         lease = await self._first_lease()
+        lost: tuple[str, float] | None = None
         while True:
-            began = self.setting.clock.now()
             try:
-                return await self._ask(lease)
+                answer = await self._ask(lease)
+                if lost is not None:
+                    metrics.failover(self.model, "retry", lost[0], clock.now() - lost[1])
+                return answer
             except Died as died:
                 error: HxdError = BackendError(f"the worker died: {died}", code=wire.WORKER_DIED)
                 then = trail.lost(
@@ -85,10 +88,10 @@ class Inquiry(Generic[C]):
             except Refused as refused:
                 then, error = trail.failed(), refused.error
                 cause, avoid = "error", refused.replica.id
+            if lost is not None:
+                metrics.failover(self.model, "retry", lost[0])
+            lost = cause, clock.now() if lost is None else lost[1]
             lease = await self._again(then, trail, cause, avoid, error)
-            self.setting.metrics.failover(
-                self.model, "retry", cause, self.setting.clock.now() - began
-            )
 
     async def _again(
         self, then: Next, trail: Trail, cause: str, avoid: str, error: HxdError
@@ -142,7 +145,8 @@ class Inquiry(Generic[C]):
                     lease.release()
                     fail(error)
                 case Lost(loss=Loss.MOVED):
-                    others = self.setting.supervisor.companions(replica)
+                    ready = self.setting.supervisor.ready(self.model)
+                    others = any(other is not replica and not other.suspect for other in ready)
                     if others and worker is not None and not answered.done():
                         worker.link.leave(id)
                         lease.release()

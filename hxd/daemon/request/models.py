@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,12 +31,14 @@ class Served:
 @dataclass(frozen=True)
 class Catalog:
     """The served models; `refused` says of others why they can't be. `routes` are chains of models,
-    best first. `created` is when the daemon started, in Unix seconds."""
+    best first; `fell_back` is told of each model that is to answer in place of a better one.
+    `created` is when the daemon started, in Unix seconds."""
 
     served: Mapping[str, Served]
     refused: Mapping[str, SourceError]
     created: int
     routes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    fell_back: Callable[[str], None] = lambda model: None
 
     def chain(self, reference: str) -> list[Served]:
         """The models that may answer for a model or a route, at least one. Those that can answer
@@ -46,7 +48,10 @@ class Catalog:
         links = [self.served[name] for name in self.routes[reference] if name in self.served]
         if not links:
             return [self.find(self.routes[reference][0])]
-        return sorted(links, key=lambda served: (not served.gate.able(), served.gate.hopeless))
+        chain = sorted(links, key=lambda served: (not served.gate.able(), served.gate.hopeless))
+        if chain[0].source.name != self.routes[reference][0]:
+            self.fell_back(chain[0].source.name)
+        return chain
 
     def find(self, reference: str) -> Served:
         """The model for `name[:variant][@version-or-label]`.
@@ -85,6 +90,10 @@ class Catalog:
             "owned_by": "hxd",
             "hxd": {"chain": list(self.routes[name])},
         }
+
+    def named(self, name: str) -> dict[str, Any]:
+        """The entry of one model or route; raises as `find`."""
+        return self.route(name) if name in self.routes else self.entry(self.find(name))
 
     def entry(self, served: Served) -> dict[str, Any]:
         source = served.source

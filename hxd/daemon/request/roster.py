@@ -100,7 +100,7 @@ class Roster:
     def standing(self, replica: Replica) -> Standing:
         found = self._standings.get(replica.id)
         if found is None:
-            place = len(self._standings)
+            place = replica.place
             share = self._shares[place] if place < len(self._shares) else 1.0
             found = self._standings[replica.id] = Standing(share)
         return found

@@ -24,7 +24,7 @@ from hxd.daemon.request.models import Served
 from hxd.daemon.request.poison import Poison
 from hxd.daemon.supervise.link import Heard, Loss, Lost, new_id
 from hxd.daemon.supervise.supervisor import Supervisor
-from hxd.errors import BY_FAULT, BackendError, Fault, HxdError, Unavailable
+from hxd.errors import BY_FAULT, BackendError, Fault, HxdError, QueueFull, Unavailable
 
 log = logging.getLogger("hxd.request")
 
@@ -142,10 +142,8 @@ class Strand:
             try:
                 lease = await self._wait(place)
                 break
-            except Unavailable:
-                if not self._next_model():
-                    raise
-            [place] = self._gate.enter(1)
+            except Unavailable as error:
+                place = self._enter_next(error)
         self._send(lease)
 
     async def _wait(self, place: Place) -> Lease:
@@ -161,6 +159,15 @@ class Strand:
     def _gate(self) -> Gate:
         return self.served.gate
 
+    def _enter_next(self, error: HxdError) -> Place:
+        """A place of the next model of the chain that gives one; raises what the last one said."""
+        while self._next_model():
+            try:
+                return self._gate.enter(1)[0]
+            except (Unavailable, QueueFull) as said:
+                error = said
+        raise error
+
     def _next_model(self) -> bool:
         """Whether another model of the chain can be asked; from here on it is."""
         chain = self._chain
@@ -172,7 +179,7 @@ class Strand:
             return False
         chain.pop(0)
         self.served = chain[0]
-        self._setting.metrics.failover(self.served.source.name, "fallback", "unavailable")
+        self._setting.metrics.fell_back(self.served.source.name)
         return True
 
     def _send(self, lease: Lease) -> None:
@@ -211,6 +218,9 @@ class Strand:
                 self._finish(heard)
             case wire.Failed(fault=Fault.BACKEND):
                 self._failed(heard)
+            case wire.Failed(fault=Fault.HXD) if not self._told.something and self._relief():
+                self._leave_lease()
+                self._again("busy", None)
             case wire.Failed():
                 self._end(failure(heard))
             case Lost(loss=Loss.MOVED):
@@ -338,8 +348,12 @@ class Strand:
         self, cause: str, avoid: str | None, *, alone: bool = False, pause: float = 0.0
     ) -> None:
         kind = "resume" if self._told.something else "retry"
-        if self._lost is None:
-            self._lost = kind, cause, self._setting.clock.now()
+        at = self._setting.clock.now()
+        if self._lost is not None:
+            # The client's pause goes on; what was lost before has not been made good.
+            before, why, at = self._lost
+            self._setting.metrics.failover(self.served.source.name, before, why)
+        self._lost = kind, cause, at
         self.failovers += 1
         # A late word of the former worker belongs to nobody.
         self.order.id = 0

@@ -10,6 +10,7 @@ session of a box without control groups.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import resource
@@ -21,6 +22,7 @@ from hxd.daemon.supervise.process import WorkerProcess
 from hxd.daemon.supervise.replica import Replica
 
 LOW = 10
+AGAIN = 0.15  # seconds
 USUAL = 0
 _CAP_SYS_NICE = 23
 
@@ -56,7 +58,11 @@ class Courtesy:
     def _set(self, worker: WorkerProcess, *, low: bool) -> None:
         if low == (worker.pid in self._low):
             return
-        prioritize(worker.pid, LOW if low else USUAL)
+        if not prioritize(worker.pid, LOW if low else USUAL):
+            # The kernel takes one change of an autogroup in a tenth of a second from whom it does
+            # not trust.
+            asyncio.get_running_loop().call_later(AGAIN, self.arrange)
+            return
         (self._low.add if low else self._low.discard)(worker.pid)
 
 
@@ -73,9 +79,15 @@ def may_raise() -> bool:
     return False
 
 
-def prioritize(group: int, nice: int) -> None:
-    """The process group's threads, and the autogroup of its leader."""
+def prioritize(group: int, nice: int) -> bool:
+    """The process group's threads, and the autogroup of its leader; False if the kernel wants to be
+    asked again."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PGRP, group, nice)
-    with contextlib.suppress(OSError):
+    try:
         Path(f"/proc/{group}/autogroup").write_text(str(nice))
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True

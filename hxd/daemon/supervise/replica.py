@@ -15,16 +15,18 @@ from hxd.daemon.supervise.vitals import Vitals
 
 @dataclass
 class Replica:
-    """`generation` counts starts: what a former process still says is recognised by it.
-    `problem` is what is wrong now, in words; `unready_since` is when it was last ready, or the
-    start. `gauges` are what the backend last said of itself, `vitals` what is measured of it while
-    it serves; the sentinel writes both. `proven`: the last life got as far as being ready;
-    `blameless`: it was ended from outside. `suspect`: its heartbeat is late. `heir` is being
-    brought up to take its place, `heir_to` is whose place it takes; `renewed_at` is when that was
-    last tried. Times are monotonic seconds."""
+    """`place` is its number among the model's replicas, which an heir takes over. `generation`
+    counts starts: what a former process still says is recognised by it. `problem` is what is wrong
+    now, in words; `unready_since` is when it was last ready, or the start. `gauges` are what the
+    backend last said of itself, `vitals` what is measured of it while it serves; the sentinel
+    writes both. `proven`: the last life got as far as being ready; `blameless`: it was ended from
+    outside. `suspect`: its heartbeat is late. `heir` is being brought up to take its place,
+    `heir_to` is whose place it takes; `renewed_at` is when that was last tried. Times are monotonic
+    seconds."""
 
     id: str
     source: Source
+    place: int = 0
     state: State = State.STOPPED
     since: float = 0.0
     unready_since: float = 0.0
@@ -44,7 +46,6 @@ class Replica:
     heir: Replica | None = None
     heir_to: Replica | None = None
     renewed_at: float | None = None
-    renewals: int = 0
 
     @property
     def takes(self) -> bool:

@@ -117,7 +117,8 @@ class Reserve:
         except PluginError:
             await _end(spare)
             return None
-        if spare.owner.gone:
+        look = spare.worker.proc.look()
+        if spare.owner.gone or look is None or look.exiting or look.stopped:
             await _end(spare)
             return None
         if self._able:

@@ -138,7 +138,7 @@ class Supervisor:
         self._numbers = {name: source.settings.replicas for name, source in sources.items()}
         self.listeners: list[Callable[[Replica, State, State], None]] = []
         self.replicas: dict[str, list[Replica]] = {
-            name: [Replica(f"{name}-{i + 1}", source) for i in range(source.settings.replicas)]
+            name: [Replica(f"{name}-{i + 1}", source, i) for i in range(source.settings.replicas)]
             for name, source in sources.items()
         }
 
@@ -277,9 +277,9 @@ class Supervisor:
             return
         model = replica.source.name
         self._numbers[model] += 1
-        heir = Replica(f"{model}-{self._numbers[model]}", replica.source, heir_to=replica)
+        number = self._numbers[model]
+        heir = Replica(f"{model}-{number}", replica.source, replica.place, heir_to=replica)
         heir.renewed_at = now
-        heir.renewals = replica.renewals + 1
         replica.heir = heir
         self.replicas[model].append(heir)
         log.warning("replica=%s replaced_by=%s why=%r", replica.id, heir.id, renew.why)
