@@ -237,6 +237,16 @@ class Backend(Protocol):
         ...
 
 
+class Sharing(Protocol):
+    """What a `Backend` or an `Embedder` may have besides, if its threads are its own to choose."""
+
+    def share(self, among: int) -> None:
+        """So many workers compute on this box from now on, this one included: use that part of its
+        cores. Called from the engine thread between two steps. Workers that all take every core
+        are slowed down many times over."""
+        ...
+
+
 class Embedder(Protocol):
     """A loaded model that gives vectors (capability `embed`) or scores (`rank`)."""
 

@@ -186,6 +186,12 @@ class Quantize(Frame):
     threads: int
 
 
+class Share(Frame):
+    """So many workers compute on this box now, this one included: take a part of its cores."""
+
+    among: int
+
+
 class Unload(Frame):
     """Finish nothing, free the model and exit 0."""
 
@@ -304,8 +310,8 @@ class Progress(Frame):
 class Pong(Frame):
     """Answer to a ping; `steps` counts decode steps since the start, `running` sequences now.
     `gauges` are numbers of the backend's own, by the names in `hookspecs.Backend.gauges`. `paces`:
-    since the last pong, by the number of sequences, how many steps advanced every one of them, and
-    the seconds that these took."""
+    since the last pong, by `pace_key`, how many steps advanced every sequence, and the seconds that
+    these took."""
 
     n: int
     steps: int
@@ -317,7 +323,7 @@ class Pong(Frame):
 
 Request = Generate | Embed | Rank | Tokenize | Detokenize
 Answer = Delta | Vectors | Tokens | Done | Failed
-ToWorker = Load | Request | Cancel | Ping | Quantize | Unload
+ToWorker = Load | Request | Cancel | Ping | Quantize | Share | Unload
 ToDaemon = Hello | Loaded | Step | Vectors | Tokens | Done | Failed | Progress | Pong
 
 _encoder = msgspec.msgpack.Encoder()
@@ -335,6 +341,11 @@ def decode(decoder: msgspec.msgpack.Decoder[F], body: bytes | memoryview) -> F:
         return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
         raise WireError(f"a frame of {len(body)} bytes does not decode: {error}") from None
+
+
+def pace_key(sequences: int, among: int) -> int:
+    """What steps can be compared by: their sequences, and how many workers share the cores."""
+    return min(sequences, 32) + 32 * (min(among, 8) - 1)
 
 
 class Splitter:

@@ -42,6 +42,7 @@ from hxd.daemon.store import plugins, sources
 from hxd.daemon.store.keys import KeyFileError, KeyStore
 from hxd.daemon.store.sources import Source, SourceError
 from hxd.daemon.supervise import variants
+from hxd.daemon.supervise.cores import Cores
 from hxd.daemon.supervise.courtesy import Courtesy
 from hxd.daemon.supervise.lifecycle import State
 from hxd.daemon.supervise.memory import automatic_budget
@@ -135,18 +136,23 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         prepare = Variants(config.paths.cache).file_for
         courtesy = Courtesy(supervisor.all)
         supervisor.listeners.append(courtesy.changed)
-        workers = Workers(supervisor.post, prepare, clock, config.limits.drain, courtesy.arrange)
+        cores = Cores(clock)
+        workers = Workers(
+            supervisor.post, prepare, clock, config.limits.drain, cores, courtesy.arrange
+        )
         stack.push_async_callback(workers.aclose)
         rosters = {
             name: Roster(source, supervisor, clock, rng)
             for name, source in inspection.sources.items()
         }
         served = {
-            name: Served(source, _gate(source, source.at_once, rosters[name], supervisor))
+            name: Served(
+                source, _gate(source, source.at_once, rosters[name], supervisor, cores.busy)
+            )
             for name, source in inspection.sources.items()
         }
         tokenizing = {
-            name: _gate(source, AT_ONCE, rosters[name], supervisor)
+            name: _gate(source, AT_ONCE, rosters[name], supervisor, lambda replica, busy: None)
             for name, source in inspection.sources.items()
         }
         poison = Poison(clock)
@@ -162,6 +168,8 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             if old is State.DRAINING and replica.heir is not None:
                 metrics.renewed(name)
             rosters[name].changed(replica, old, new)
+            if new is State.STOPPED:
+                cores.forget(replica)
             served[name].gate.advance()
             tokenizing[name].advance()
 
@@ -213,9 +221,15 @@ def _spare(inspection: Inspection, budget: int) -> Callable[[Source], bool]:
     return lambda source: planned + source.estimate <= budget
 
 
-def _gate(source: Source, at_once: int, roster: Roster, supervisor: Supervisor) -> Gate:
+def _gate(
+    source: Source,
+    at_once: int,
+    roster: Roster,
+    supervisor: Supervisor,
+    busy: Callable[[Replica, bool], None],
+) -> Gate:
     settings = source.settings
-    return Gate(roster, settings.replicas, at_once, settings.queue, supervisor)
+    return Gate(roster, settings.replicas, at_once, settings.queue, supervisor, busy)
 
 
 def routes(

@@ -18,7 +18,7 @@ from hxd.errors import Fault
 from hxd.worker import tokens
 from hxd.worker.channel import Channel
 from hxd.worker.prepare import Refused
-from hxd.worker.serve import gauged
+from hxd.worker.serve import gauged, take_part
 
 MAX_TOKENS = 300_000  # in one call, as OpenAI has it
 FRAME_BYTES = 1 << 19  # half of what the daemon takes
@@ -89,6 +89,7 @@ class Engine:
         self._live: set[int] = set()
         self._cancelled: set[int] = set()
         self._closing = False
+        self._sharing = self._shared = 1
         self.steps = 0
 
     def submit(self, request: wire.Request) -> None:
@@ -99,6 +100,10 @@ class Engine:
         if id in self._live:
             self._cancelled.add(id)
             self._inbox.put(None)
+
+    def share(self, among: int) -> None:
+        self._sharing = among
+        self._inbox.put(None)
 
     def close(self) -> None:
         self._closing = True
@@ -229,6 +234,9 @@ class Engine:
         while not self._closing:
             self._take(block=not self._jobs)
             self._drop_cancelled()
+            if self._sharing != self._shared:
+                self._shared = self._sharing
+                take_part(self._backend, self._shared)
             if not self._jobs:
                 continue
             batch = self._fill()
@@ -241,7 +249,7 @@ class Engine:
             except Exception as error:  # the boundary to a plugin's code: the worker is replaced
                 reason = f"the backend failed in a batch: {type(error).__name__}: {error}"
                 for id in list(self._live):
-                    self._fail(id, Fault.BACKEND, reason)
+                    self._fail(id, Fault.BACKEND, reason, wire.WORKER_DIED)
                 self._die(reason)
                 return
             self.steps += 1

@@ -56,6 +56,8 @@ class Serving(Protocol):
 
     def cancel(self, id: int) -> None: ...
 
+    def share(self, among: int) -> None: ...
+
     def close(self) -> None: ...
 
     def pong(self, n: int, *, gauges: bool = True) -> wire.Pong: ...
@@ -99,6 +101,9 @@ class Worker:
                 engine.submit(frame)
             case wire.Cancel() if engine:
                 engine.cancel(frame.id)
+            case wire.Share():
+                if engine is not None:
+                    engine.share(frame.among)
             case wire.Unload():
                 if engine is None:
                     leave(0)

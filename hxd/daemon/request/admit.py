@@ -50,11 +50,19 @@ class Place:
 
 
 class Gate:
-    """Admission to one model. `budget` bounds how many of its requests are being tried again."""
+    """Admission to one model. `budget` bounds how many of its requests are being tried again;
+    `busy` is told when a replica gets its first request, or has lost its last one."""
 
     def __init__(
-        self, roster: Roster, replicas: int, at_once: int, queue: int, supervisor: Supervisor
+        self,
+        roster: Roster,
+        replicas: int,
+        at_once: int,
+        queue: int,
+        supervisor: Supervisor,
+        busy: Callable[[Replica, bool], None] = lambda replica, busy: None,
     ):
+        self._tell_busy = busy
         self.roster = roster
         self._model = roster.model
         self._capacity = replicas * at_once
@@ -158,6 +166,8 @@ class Gate:
         if grant is None:
             return False
         self._busy[grant.replica.id] += 1
+        if self._busy[grant.replica.id] == 1:
+            self._tell_busy(grant.replica, True)
         if place.alone:
             self._solitary.add(grant.replica.id)
         place.granted.set_result(Lease(grant, self._release, place.alone))
@@ -219,6 +229,7 @@ class Gate:
         self._busy[id] -= 1
         if not self._busy[id]:
             del self._busy[id]
+            self._tell_busy(lease.replica, False)
         if lease.alone:
             self._solitary.discard(id)
         self.advance()

@@ -94,10 +94,12 @@ class Call:
                 await self._wake.wait()
                 self._wake.clear()
                 arrived, self._arrived = self._arrived, []
-                pieces = self._read(arrived, started, last)
+                pieces, error = self._read(arrived, started, last)
                 pending -= sum(piece.finish is not None for piece in pieces)
                 if pieces:
                     yield pieces
+                if error is not None:
+                    raise error
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -116,8 +118,12 @@ class Call:
         if not self.whole or not isinstance(said, wire.Delta):
             self._wake.set()
 
-    def _read(self, arrived: list[Arrival], started: float, last: dict[int, float]) -> list[Piece]:
+    def _read(
+        self, arrived: list[Arrival], started: float, last: dict[int, float]
+    ) -> tuple[list[Piece], HxdError | None]:
+        """What the clients gain, and the error that ends the request after that."""
         pieces = []
+        error = None
         tokens = 0
         meter = self.setting.metrics.of(self.served.source.name)
         for index, said, at in arrived:
@@ -153,11 +159,11 @@ class Call:
                         )
                     )
                 case HxdError():
-                    raise said
+                    error = error or said
         if tokens:
             meter.generated(tokens)
             self._generated += tokens
-        return pieces
+        return pieces, error
 
     def count_untold(self, completion: int) -> None:
         """`completion` tokens were generated in all; a relay's come without ids and have not been

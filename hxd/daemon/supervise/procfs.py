@@ -31,6 +31,7 @@ class Proc:
     """One process. `close` it in the end; the readers give None when the process is gone."""
 
     def __init__(self, pid: int) -> None:
+        self._pid = pid
         self._stat = _open(pid, "stat")
         self._memory = _open(pid, "statm")
 
@@ -54,6 +55,16 @@ class Proc:
             return None
         fields = data.split()
         return (int(fields[1]) - int(fields[2])) * _PAGE
+
+    def waited(self) -> float | None:
+        """Seconds that its threads have been ready to run and got no core, in all."""
+        total = 0
+        try:
+            for thread in os.scandir(f"/proc/{self._pid}/task"):
+                total += int(Path(thread.path, "schedstat").read_bytes().split()[1])
+        except (OSError, ValueError, IndexError):
+            return None
+        return total / 1e9
 
     def close(self) -> None:
         for descriptor in (self._stat, self._memory):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hxd import wire
 from hxd.clock import Clock
 from hxd.daemon.supervise import pulse
+from hxd.daemon.supervise.cores import Cores
 from hxd.daemon.supervise.lifecycle import Event
 from hxd.daemon.supervise.link import Loss
 from hxd.daemon.supervise.process import WorkerProcess
@@ -26,6 +27,7 @@ from hxd.hookspecs import GAUGES
 TICK = 0.02
 # One tick counts for no more than so many: what the daemon slept through is nobody's silence.
 LIVED = 2.5
+WAITS = 0.25  # between looks at whether threads wait for cores; some 20 us a thread
 MEASURE = 1.0  # between readings of gauges, paces and memory
 
 Post = Callable[[News], None]
@@ -41,12 +43,14 @@ class Patient:
     vitals: Vitals | None = None
     ping_at: float = 0.0
     measure_at: float = 0.0
+    wait_at: float = 0.0
 
 
 class Sentinel:
     """`run` never ends by itself; workers come with `admit` and go with their links."""
 
-    def __init__(self, post: Post, clock: Clock) -> None:
+    def __init__(self, post: Post, clock: Clock, cores: Cores) -> None:
+        self._cores = cores
         self._post = post
         self._clock = clock
         self._patients: list[Patient] = []
@@ -96,6 +100,10 @@ class Sentinel:
         beat.stopped(self._lived, look.stopped)
         if not beat.waits and self._lived >= patient.ping_at:
             self._ping(patient)
+        if patient.worker.link.calls and self._lived >= patient.wait_at:
+            patient.wait_at = self._lived + WAITS
+            starved = patient.vitals.waits(self._clock.now(), patient.worker.proc.waited())
+            self._cores.measured(patient.replica, starved=starved)
         patient.vitals.still = beat.stillness(self._lived)
         return beat.sign(self._lived)
 
@@ -118,7 +126,8 @@ class Sentinel:
 
     def _measured(self, patient: Patient, vitals: Vitals, pong: wire.Pong) -> None:
         patient.replica.gauges = known_gauges(pong.gauges)
-        private = patient.worker.proc.private()
+        proc = patient.worker.proc
+        private = proc.private()
         vitals.measured(self._clock.now(), pong.paces, private)
         limit = patient.replica.source.settings.memory_limit
         vitals.judge(min(limit or math.inf, (private or 0) + available()))

@@ -17,6 +17,8 @@ STEPS_TO_COUNT = 3
 # A worker whose memory is full sooner is replaced without waiting for a surer sign; bringing up
 # another one takes a part of that.
 SOON = 30.0
+# Of the time, that its threads may wait for a core until its steps say nothing of the worker.
+STARVED = 0.1
 
 
 class Vitals:
@@ -32,20 +34,38 @@ class Vitals:
         self.private: int | None = None
         self.drift: str | None = None
         self.urgent = False
+        self.starved = False
         self.queued = 0
+        self._waited: tuple[float, float] | None = None
         self.still = 0.0
 
     def measured(
-        self, now: float, paces: Mapping[int, tuple[int, float]], private: int | None
+        self,
+        now: float,
+        paces: Mapping[int, tuple[int, float]],
+        private: int | None,
     ) -> None:
         """`paces` as in `wire.Pong`; a worker may say anything."""
-        for sequences, (steps, seconds) in paces.items():
-            if steps >= STEPS_TO_COUNT and sequences > 0:
-                self.creep.feed(seconds / steps, sequences, now)
+        for key, (steps, seconds) in paces.items():
+            if steps >= STEPS_TO_COUNT and key > 0 and not self.starved:
+                self.creep.feed(seconds / steps, key, now)
+        self.starved = False
         if private is not None:
             self.private = private
             self.leak.feed(private, now)
             self.trend.feed(private, now)
+
+    def waits(self, now: float, waited: float | None) -> bool:
+        """Whether its threads are short of cores: `waited` is for how many seconds they have had to
+        wait for one so far. Meanwhile it is the box that is slow, and a new worker would be no
+        faster."""
+        starved = False
+        if waited is not None and self._waited is not None:
+            before, then = self._waited
+            starved = waited - before > STARVED * (now - then)
+        self._waited = None if waited is None else (waited, now)
+        self.starved = self.starved or starved
+        return starved
 
     def judge(self, most: float) -> None:
         """Sets `drift` and `urgent`. `most`: bytes of private memory that it can have at all."""

@@ -16,6 +16,7 @@ from typing import Any
 from hxd import wire
 from hxd.clock import Clock
 from hxd.daemon.store.sources import Source
+from hxd.daemon.supervise.cores import Cores
 from hxd.daemon.supervise.lifecycle import Event, State
 from hxd.daemon.supervise.link import Heard, Loss, Lost
 from hxd.daemon.supervise.process import Program, WorkerProcess, describe_exit
@@ -53,6 +54,7 @@ class Workers:
         prepare: Prepare,
         clock: Clock,
         drain: float,
+        cores: Cores,
         came: Callable[[], None] = lambda: None,
     ) -> None:
         self._came = came
@@ -61,7 +63,7 @@ class Workers:
         self._post = post
         self._prepare = prepare
         self._drain_time = drain
-        self.sentinel = Sentinel(post, clock)
+        self.sentinel = Sentinel(post, clock, cores)
         self._files: dict[str, Path | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._lives: dict[str, asyncio.Task[None]] = {}
