@@ -31,6 +31,7 @@ from hxd.daemon.request.probe import Prober
 from hxd.daemon.request.roster import Roster
 from hxd.daemon.request.strand import Setting
 from hxd.daemon.store.sources import Source
+from hxd.daemon.supervise.cores import Cores
 from hxd.daemon.supervise.lifecycle import Event, State
 from hxd.daemon.supervise.link import Heard, Link, Loss, Lost
 from hxd.daemon.supervise.process import describe_exit
@@ -247,6 +248,9 @@ class _Proc:
         return Look(worker.code is not None, worker.stopped, 0)
 
     def private(self) -> int | None:
+        return None
+
+    def waited(self) -> float | None:
         return None
 
 
@@ -700,7 +704,8 @@ class World:
         sources = {name: _source(name, count) for name, (_, count) in models.items()}
         rng = random.Random(drawn(seed, "daemon"))
         self.supervisor = Supervisor(sources, self.clock, rng)
-        self.sentinel = Sentinel(self.supervisor.post, self.clock) if watched else None
+        cores = Cores(self.clock, total=2)
+        self.sentinel = Sentinel(self.supervisor.post, self.clock, cores) if watched else None
         self.rosters = {
             name: Roster(source, self.supervisor, self.clock, rng)
             for name, source in sources.items()
@@ -714,6 +719,7 @@ class World:
                     source.at_once,
                     source.settings.queue,
                     self.supervisor,
+                    cores.busy,
                 ),
             )
             for name, source in sources.items()
