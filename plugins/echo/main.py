@@ -5,7 +5,8 @@ same. `[models.NAME.options]`:
 
     rate         tokens per second and sequence; 0 (default) is as fast as possible
     reply        text to answer with instead of the prompt
-    fault        crash | hang | raise | garbage | memory: what to do when its time comes
+    fault        crash | hang | raise | garbage | memory: what to do when its time comes; or
+                 refuse: fail each new request, and live on
     fault_at     step (default) | load
     fault_after  tokens that this worker generates before a fault at a step; default 0
     leak         bytes that each step keeps for ever; default 0
@@ -38,7 +39,7 @@ END = 256
 OPTIONS = {
     "rate", "reply", "fault", "fault_at", "fault_after", "leak", "creep", "ignore_sigterm",
 }  # fmt: skip
-FAULTS = ("crash", "hang", "raise", "garbage", "memory")
+FAULTS = ("crash", "hang", "raise", "garbage", "memory", "refuse")
 
 
 @hookimpl
@@ -91,6 +92,8 @@ class Echo:
         return bytes([token]) if 0 <= token < END else b""
 
     def add(self, sequence: Sequence) -> None:
+        if self._options.get("fault") == "refuse" and self._due():
+            raise RuntimeError("told to refuse")
         if not all(0 <= token <= END for token in sequence.prompt):
             raise RequestRefused(f"token ids of this model go from 0 to {END}", param="prompt")
         answer = list(self._reply) if self._reply is not None else sequence.prompt
@@ -103,7 +106,7 @@ class Echo:
     def step(self) -> list[Advance]:
         self._wait()
         self._age()
-        if "fault" in self._options and self._generated >= self._options.get("fault_after", 0):
+        if self._due():
             self._misbehave()
         advances = []
         for id, (sequence, answer) in self._running.items():
@@ -130,6 +133,10 @@ class Echo:
             now = time.monotonic()
             time.sleep(max(0.0, self._next_step - now))
             self._next_step = max(now, self._next_step) + 1 / self._rate
+
+    def _due(self) -> bool:
+        """Whether the time of the fault has come."""
+        return "fault" in self._options and self._generated >= self._options.get("fault_after", 0)
 
     def _age(self) -> None:
         """What a worker does that fails slowly."""

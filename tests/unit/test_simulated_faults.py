@@ -220,7 +220,7 @@ class Clients:
                 return any(now < since + KEPT for since in self.blocked.get(text, ()))
             case 502, "request_blocked":
                 self.blocked.setdefault(text, []).append(now)
-                return self._crashes(wish) >= FATAL_CRASHES
+                return FATAL_CRASHES <= max(self._crashes(wish), self._alone(text))
             case 502, "worker_died":
                 last = [d for d in self._deaths(wish) if d.loss is Loss.CRASHED][-1:]
                 return bool(last) and not last[0].hope
@@ -256,6 +256,13 @@ class Clients:
                 for seed in {order.seed for order in death.orders} & counts.keys():
                     counts[seed] += 1
         return max(counts.values())
+
+    def _alone(self, text: str) -> int:
+        """How many workers have crashed that served nothing but requests of this text."""
+        return sum(
+            death.loss is Loss.CRASHED and [order.text for order in death.orders] == [text]
+            for death in self.world.deaths
+        )
 
     def _gave_up(self, wish: Wish) -> bool:
         """Whether one of its sequences was failed too often, or could not be tried elsewhere."""

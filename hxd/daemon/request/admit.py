@@ -161,6 +161,7 @@ class Gate:
             ready = self._supervisor.ready(self._model)
             if len(ready) < 2:
                 return False
+            # Not even one that was alone itself: it may do its harm later.
             barred |= {replica.id for replica in ready if self._busy[replica.id]}
         grant = self.roster.choose(self._busy, self._slots, barred=barred, avoid=place.avoid)
         if grant is None:
@@ -216,6 +217,9 @@ class Gate:
             for line in (self._line, self._moved):
                 if place in line:
                     line.remove(place)
+            if place.alone:
+                # What was kept free for it is free for others.
+                self.advance()
 
     def open_up(self, lease: Lease) -> None:
         """The sequence has shown that it does no harm: others may join it."""

@@ -25,7 +25,11 @@ _encode = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
 class Poison:
+    """`add` what is to be refused; `suspect` counts what ended a worker that served nothing else,
+    which is as good as a proof, the second time."""
+
     def __init__(self, clock: Clock) -> None:
+        self._suspects: OrderedDict[bytes, float] = OrderedDict()
         self._clock = clock
         self._key = secrets.token_bytes(32)
         self._until: OrderedDict[bytes, float] = OrderedDict()
@@ -38,11 +42,20 @@ class Poison:
         return len(self._until)
 
     def add(self, model: str, request: wire.Request) -> None:
-        print_ = self._fingerprint(model, request)
-        self._until.pop(print_, None)
-        self._until[print_] = self._clock.now() + KEPT
-        if len(self._until) > MOST:
-            self._until.popitem(last=False)
+        self._note(self._until, self._fingerprint(model, request))
+
+    def suspect(self, model: str, request: wire.Request) -> bool:
+        """Whether the same request was suspected before, and not long ago."""
+        mark = self._fingerprint(model, request)
+        known = self._suspects.get(mark, 0.0) > self._clock.now()
+        self._note(self._suspects, mark)
+        return known
+
+    def _note(self, marks: OrderedDict[bytes, float], mark: bytes) -> None:
+        marks.pop(mark, None)
+        marks[mark] = self._clock.now() + KEPT
+        if len(marks) > MOST:
+            marks.popitem(last=False)
 
     def check(self, model: str, request: wire.Request) -> None:
         """Raises `CallerError` for a request that is refused."""

@@ -109,7 +109,7 @@ class Roster:
         """A transition of one of the model's replicas; the supervisor's listener calls it."""
         if old is State.READY and new is State.FAILED:
             self.standing(replica).breaker.died(self._clock.now())
-        if new is State.STOPPED and replica.heir is not None:
+        if new is State.STOPPED and replica not in self._supervisor.replicas[self.model]:
             self._standings.pop(replica.id, None)
 
     def demanded(self) -> None:

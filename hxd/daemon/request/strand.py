@@ -85,9 +85,10 @@ class Told:
     def again(self) -> None:
         """The next worker begins where this one has got to."""
         if not self.tokens:
-            self.skip_characters, self.skip_logprobs = self.characters, self.logprobs
-            self.characters = self.logprobs = 0
+            # What was held back is said again, and was never shown.
+            self.logprobs -= len(self.pending)
             self.pending.clear()
+            self.skip_characters, self.skip_logprobs = self.characters, self.logprobs
 
     def forget(self) -> None:
         """The next worker begins from nothing."""
@@ -132,6 +133,7 @@ class Strand:
         # Kind, cause and time of a loss that no token has come after yet.
         self._lost: tuple[str, str, float] | None = None
         self._solitary = 0
+        self._blamed: set[str] = set()
         self._began = 0.0
 
     async def start(self, place: Place) -> None:
@@ -170,17 +172,28 @@ class Strand:
 
     def _next_model(self) -> bool:
         """Whether another model of the chain can be asked; from here on it is."""
-        chain = self._chain
-        if self.served is not chain[0]:
-            # Another sequence of the request has gone on already.
-            self.served = chain[0]
-            return True
-        if len(chain) < 2:
+        chain, after = self._chain, self._after()
+        if after is None:
             return False
-        chain.pop(0)
-        self.served = chain[0]
-        self._setting.metrics.fell_back(self.served.source.name)
+        if chain[0] is not after:
+            del chain[: chain.index(after)]
+            self._setting.metrics.fell_back(after.source.name)
+        self.served = after
         return True
+
+    def _after(self) -> Served | None:
+        """The next model of the chain that can take over what this one has begun. Another sequence
+        of the request may have gone on to it already."""
+        chain = self._chain
+        rest = chain[1:] if self.served is chain[0] else chain
+        return next((served for served in rest if self._fits(served)), None)
+
+    def _fits(self, served: Served) -> bool:
+        if self._whole or not self._told.something:
+            return True
+        replicas = self._setting.supervisor.replicas.get(served.source.name, ())
+        vocabs = {r.loaded.vocab for r in replicas if r.loaded is not None}
+        return vocabs == {self._vocab}
 
     def _send(self, lease: Lease) -> None:
         replica = lease.replica
@@ -282,20 +295,25 @@ class Strand:
 
     def _lose(self, lost: Lost) -> None:
         lease = self._lease
-        companions = 0
+        companions, model = 0, self.served.source.name
         if lease is not None:
             companions = self._setting.supervisor.companions(lease.replica)
         avoid = self._leave_lease()
         then = self._trail.lost(lost.loss, companions=companions)
-        if then is Next.GIVE_UP and lost.loss is Loss.CRASHED and self._relief():
-            then, avoid = Next.ALONE, None
+        if lost.loss is Loss.CRASHED:
+            self._blamed.add(model)
+            if not lost.company and self._setting.poison.suspect(model, self.order):
+                then = Next.POISON
+            elif then is Next.GIVE_UP and self._relief():
+                then, avoid = Next.ALONE, None
         why = f"the worker died: {lost.why}"
         match then:
             case Next.ELSEWHERE | Next.ALONE if self._can_go_on():
                 self._again(lost.loss.value, avoid, alone=then is Next.ALONE)
             case Next.POISON:
-                self._setting.poison.add(self.served.source.name, self.order)
-                self._setting.metrics.poisoned(self.served.source.name)
+                for model in self._blamed:
+                    self._setting.poison.add(model, self.order)
+                self._setting.metrics.poisoned(model)
                 self._end(
                     BackendError(
                         f"two workers ended while they served this request, so it is not tried "
@@ -354,6 +372,13 @@ class Strand:
             before, why, at = self._lost
             self._setting.metrics.failover(self.served.source.name, before, why)
         self._lost = kind, cause, at
+        if len(self._setting.poison):
+            try:
+                self._setting.poison.check(self.served.source.name, self.order)
+            except HxdError as error:
+                # A twin of it has been found out meanwhile.
+                self._end(error)
+                return
         self.failovers += 1
         # A late word of the former worker belongs to nobody.
         self.order.id = 0
@@ -390,23 +415,16 @@ class Strand:
                 lease = await self._wait(self._gate.reenter(avoid=avoid, alone=alone))
                 break
             except HxdError as error:
-                if self._told.something or not self._next_model():
+                if not self._next_model():
                     self._end(error)
                     return
+                avoid = None
         self._send(lease)
 
     def _relief(self) -> bool:
         """Whether the next model of the chain can take over what this one has begun."""
-        if len(self._chain) < 2 or self.served is not self._chain[0]:
-            return False
-        after = self._chain[1]
-        if not after.gate.able():
-            return False
-        if self._told.something and not self._whole:
-            ready = self._setting.supervisor.ready(after.source.name)
-            if any(r.loaded is None or r.loaded.vocab != self._vocab for r in ready):
-                return False
-        return self._next_model()
+        after = self._after()
+        return after is not None and after.gate.able() and self._next_model()
 
     def _leave_lease(self, *, failed: bool = False) -> str | None:
         """Give the slot back; the id of the replica whose it was."""

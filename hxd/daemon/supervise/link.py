@@ -29,11 +29,12 @@ class Loss(enum.StrEnum):
 @dataclass(frozen=True, slots=True)
 class Lost:
     """In place of an answer's end. With `MOVED` the call may stay where it is; else the worker is
-    gone."""
+    gone. `company`: how many other calls it took with it."""
 
     id: int
     loss: Loss
     why: str
+    company: int = 0
 
 
 Heard = wire.Answer | Lost
@@ -117,8 +118,8 @@ class Link(asyncio.Protocol):
                     sink(frame)
             case wire.Done():
                 self._end(frame.id, frame)
-            case wire.Failed(id=int(id), code=wire.WORKER_DIED):
-                self._end(id, Lost(id, Loss.CRASHED, frame.message))
+            case wire.Failed(id=int(), code=wire.WORKER_DIED):
+                self.close(frame.message, loss=Loss.CRASHED)
             case wire.Failed(id=int(id)):
                 self._end(id, frame)
             case wire.Pong():
@@ -188,5 +189,5 @@ class Link(asyncio.Protocol):
         calls, self.calls = self.calls, {}
         self._idle.set()
         for id, sink in calls.items():
-            sink(Lost(id, loss, reason))
+            sink(Lost(id, loss, reason, len(calls) - 1))
         self._owner.lost(reason, at_fault=at_fault)

@@ -170,20 +170,23 @@ class Supervisor:
 
     def coming(self, model: str) -> bool:
         """Whether waiting makes sense: some replica is on its way up."""
-        return any(
+        return any(self._hoped_for(replica) for replica in self.replicas.get(model, ()))
+
+    @staticmethod
+    def _hoped_for(replica: Replica) -> bool:
+        return (
             replica.state in COMING
             or (replica.state is State.READY and not replica.takes)
             or (
                 replica.state is State.FAILED
                 and (replica.proven or replica.restart.deaths <= HOPEFUL_DEATHS)
             )
-            for replica in self.replicas.get(model, ())
         )
 
     def companions(self, replica: Replica) -> int:
         """How many other replicas its model has, up or on their way."""
         return sum(
-            other.takes or other.state in COMING
+            other.takes or self._hoped_for(other)
             for other in self.replicas.get(replica.source.name, ())
             if other is not replica
         )

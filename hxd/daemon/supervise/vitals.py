@@ -17,8 +17,10 @@ STEPS_TO_COUNT = 3
 # A worker whose memory is full sooner is replaced without waiting for a surer sign; bringing up
 # another one takes a part of that.
 SOON = 30.0
-# Of the time, that its threads may wait for a core until its steps say nothing of the worker.
-STARVED = 0.1
+# Of the time, that its threads may wait for a core until its steps say nothing of the worker, and
+# fewer of them would do more. One process that never rests costs a thread half of its time; less
+# than that is the daemon and its clients, beside which all threads are still the best.
+STARVED = 0.35
 
 
 class Vitals:
