@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -46,8 +47,8 @@ PROMPTS = (
     "Write a poem about the sea.",
     "Who are you?",
 )
-# A gap counts as a kill's when it begins before the kill and ends after it.
 SETTLE = 1.0  # seconds of load before the first kill
+WATCHED = 1.0  # seconds after a kill
 
 
 @dataclass
@@ -154,7 +155,7 @@ async def measure(kind: Kind, victim: Callable[[Running], Any], options: Any) ->
                 os.kill(pid, signal.SIGKILL)
             seen.kills += 1
             seen.pauses += await asyncio.gather(
-                *(_next(progress, len(progress), killed) for progress in lists)
+                *(_pause(progress, len(progress), killed) for progress in lists)
             )
         over.set()
         async with asyncio.timeout(120):
@@ -163,17 +164,16 @@ async def measure(kind: Kind, victim: Callable[[Running], Any], options: Any) ->
     return seen
 
 
-async def _next(progress: list[float], had: int, killed: float) -> float | None:
-    """Seconds from the last piece before the kill to the first one after it; None when the answer
-    was over by then."""
-    deadline = time.perf_counter() + 60
-    while len(progress) <= had:
-        if time.perf_counter() > deadline:
-            return None
-        await asyncio.sleep(0.005)
-        if len(progress) >= TOKENS:
-            return None
-    return progress[had] - progress[had - 1] if progress[had] > killed else None
+async def _pause(progress: list[float], had: int, killed: float) -> float | None:
+    """The longest gap in this answer in the seconds after the kill; what was on its way by then
+    comes first. None when the answer was over, or nothing of it came any more."""
+    watched = killed + WATCHED
+    while len(progress) < TOKENS and (time.perf_counter() < watched or len(progress) <= had):
+        await asyncio.sleep(0.02)
+        if time.perf_counter() > killed + 60:
+            break
+    later = [b - a for a, b in itertools.pairwise(progress) if b >= killed]
+    return max(later, default=None)
 
 
 async def busiest(server: Running) -> int | None:

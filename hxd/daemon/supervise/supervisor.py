@@ -30,6 +30,9 @@ HOPEFUL_DEATHS = 2
 # about to run out of memory is, each time; the pause is for the heir to come up.
 RENEWAL_PAUSE = 600.0
 URGENT_PAUSE = 5.0
+# Seconds. Growing pauses are for workers that die of themselves. One that was fine until somebody
+# else ended it is missed: while it is away, the next such death finds nobody to take over.
+BLAMELESS_PAUSE = 0.5
 SAID_BY_WORKERS = frozenset({Event.HELLO, Event.LOADED, Event.WARMED})
 
 
@@ -330,14 +333,15 @@ class Supervisor:
                 effects.end(replica, gently=False)
             case Order.SCHEDULE_RESTART:
                 pause = replica.restart.died(self._clock.now(), healthy, self._random)
+                if replica.proven and replica.blameless:
+                    pause = min(pause, BLAMELESS_PAUSE)
                 replica.restarts += 1
                 replica.restart_at = self._clock.now() + pause
                 effects.later(pause, Message(replica, replica.generation, Event.RESTART))
                 self._hasten(replica.source.name)
 
     def _hasten(self, model: str) -> None:
-        """Pauses are against workers that die of themselves. They must not be why a model can't
-        answer when somebody else has ended its workers, which had been fine."""
+        """No pause may be why a model can't answer when its workers were ended from outside."""
         if self.ready(model):
             return
         for replica in self.replicas[model]:
