@@ -256,7 +256,7 @@ def routes(
         Entry("GET", "/admin/v1/models", operate, admin.admin_models),
         Entry("GET", "/admin/v1/replicas", operate, admin.replicas),
         Entry("GET", "/admin/v1/conditions", operate, admin.conditions),
-        Entry("POST", "/admin/v1/drill", operate, admin.drill),
+        Entry("POST", "/admin/v1/drill", operate, admin.drill, work=True),
         Entry("GET", "/admin/v1/keys", rule, admin.list_keys),
         Entry("POST", "/admin/v1/keys", rule, admin.create_key),
         Entry("DELETE", "/admin/v1/keys/{id}", rule, admin.revoke_key),

@@ -296,9 +296,6 @@ async def test_the_pause_doubles_each_time_that_it_was_too_early_up_to_five_minu
     assert await pauses(shared, one, 8) == [10, 20, 40, 80, 160, LONGEST, LONGEST, LONGEST]
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, reason="only a worker that has got all back is found to be too early"
-)
 @virtual
 async def test_the_pause_doubles_as_well_where_only_a_part_was_given_back() -> None:
     shared, [one] = cores(8), fakes(1)
@@ -325,9 +322,6 @@ async def test_a_want_that_comes_back_late_was_not_too_early() -> None:
     assert await pauses(shared, one, 1) == [20.0]
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, reason="the pause doubles with each look, though there is nothing to try"
-)
 @virtual
 async def test_want_that_no_smaller_part_could_mend_makes_no_pause_longer() -> None:
     """Two on two cores have one each; when one is alone again, its first want is its first."""

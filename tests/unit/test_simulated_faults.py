@@ -220,7 +220,7 @@ class Clients:
                 return any(now < since + KEPT for since in self.blocked.get(text, ()))
             case 502, "request_blocked":
                 self.blocked.setdefault(text, []).append(now)
-                return FATAL_CRASHES <= max(self._crashes(wish), self._alone(text))
+                return max(self._crashes(wish), self._alone(text)) >= FATAL_CRASHES
             case 502, "worker_died":
                 last = [d for d in self._deaths(wish) if d.loss is Loss.CRASHED][-1:]
                 return bool(last) and not last[0].hope

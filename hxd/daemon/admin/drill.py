@@ -129,10 +129,13 @@ class Drills:
                     status=409,
                     code="drill_refused",
                 )
+            drill = _Drill(self, served, fault, len(ready))
             log.warning("drill=%s model=%s begins", fault.value, name)
-            report = await _Drill(self, served, fault).run(len(ready))
-            log.warning("drill=%s model=%s ended kept=%s", fault.value, name, report.kept)
-            return report
+            try:
+                return await drill.run()
+            finally:
+                kept = drill.report.kept
+                log.warning("drill=%s model=%s ended kept=%s", fault.value, name, kept)
 
     def _choose(self, model: str | None) -> Served:
         """The model named, or the one with the most replicas ready."""
@@ -148,7 +151,13 @@ class Drills:
 
 
 class _Drill:
-    def __init__(self, drills: Drills, served: Served, fault: Fault) -> None:
+    """`strength`: the replicas that are ready before it."""
+
+    def __init__(self, drills: Drills, served: Served, fault: Fault, strength: int) -> None:
+        self._strength = strength
+        # No more than those that are left can take: a full queue would be the drill's own doing.
+        left = max(1, strength - 1) * served.source.at_once
+        self._streams = min(STREAMS, left)
         self._supervisor = drills._supervisor
         self._setting = drills._setting
         self._clock = drills._clock
@@ -156,17 +165,17 @@ class _Drill:
         self._fault = fault
         self._usual: dict[int, Any] = {}
         self._gaps: list[float] = []
-        self._report = Report(fault.value, served.source.name, "")
+        self.report = Report(fault.value, served.source.name, "")
         self._struck = False
         self._over = False
 
-    async def run(self, strength: int) -> Report:
-        report = self._report
-        for number in range(STREAMS):
+    async def run(self) -> Report:
+        report = self.report
+        for number in range(self._streams):
             self._usual[number] = await self._ask(number)
         report.requests = 0
         self._gaps.clear()
-        load = [asyncio.create_task(self._load(number)) for number in range(STREAMS)]
+        load = [asyncio.create_task(self._load(number)) for number in range(self._streams)]
         try:
             await self._clock.sleep(BEFORE)
             report.usual_pause = statistics.median(self._gaps) if self._gaps else 0.0
@@ -176,7 +185,7 @@ class _Drill:
             self._struck = True
             generation = victim.generation
             async with _struck(self._fault, victim, self._clock):
-                await self._strong_again(strength, victim, generation, struck)
+                await self._strong_again(victim, generation, struck)
             left = AFTER - (self._clock.now() - struck)
             if left > 0:
                 await self._clock.sleep(left)
@@ -196,9 +205,7 @@ class _Drill:
             raise Unavailable("the last replica went away before the drill began", retry_after=1.0)
         return max(ready, key=gate.running_on)
 
-    async def _strong_again(
-        self, strength: int, victim: Replica, generation: int, struck: float
-    ) -> None:
+    async def _strong_again(self, victim: Replica, generation: int, struck: float) -> None:
         """Until as many are ready as were before. A slow worker need not be replaced."""
         name = self._served.source.name
         gone = self._fault is Fault.SLOW
@@ -209,13 +216,13 @@ class _Drill:
             gone = gone or victim.generation != generation
             if not gone or self._clock.now() < slow_until:
                 continue
-            if len(self._supervisor.ready(name)) >= strength:
-                self._report.full_strength = self._clock.now() - struck
+            if len(self._supervisor.ready(name)) >= self._strength:
+                self.report.full_strength = self._clock.now() - struck
                 return
-        self._report.problems.append(f"not at full strength {LONGEST:g} s after the fault")
+        self.report.problems.append(f"not at full strength {LONGEST:g} s after the fault")
 
     async def _load(self, number: int) -> None:
-        report = self._report
+        report = self.report
         while not self._over:
             report.requests += 1
             try:
@@ -230,8 +237,8 @@ class _Drill:
                 self._trouble(f"an answer to {PROMPTS[number]!r} changed")
 
     def _trouble(self, what: str) -> None:
-        if len(self._report.problems) < 10:
-            self._report.problems.append(what)
+        if len(self.report.problems) < 10:
+            self.report.problems.append(what)
 
     async def _ask(self, number: int) -> Any:
         replicas = self._supervisor.ready(self._served.source.name)
@@ -258,7 +265,7 @@ class _Drill:
                 for piece in batch:
                     texts.append(piece.text)
                     finish = piece.finish or finish
-        self._report.failovers += call.failovers
+        self.report.failovers += call.failovers
         return "".join(texts), finish
 
     async def _embed(self, number: int, *, rank: bool) -> Any:
@@ -283,7 +290,7 @@ class _Drill:
 
     def _pause(self, seconds: float) -> None:
         if self._struck:
-            self._report.longest_pause = max(self._report.longest_pause, seconds)
+            self.report.longest_pause = max(self.report.longest_pause, seconds)
         else:
             self._gaps.append(seconds)
 
@@ -314,7 +321,6 @@ async def _struck(fault: Fault, victim: Replica, clock: Clock) -> AsyncIterator[
     finally:
         if halting is not None:
             halting.cancel()
-            await asyncio.gather(halting, return_exceptions=True)
             worker.send_signal(signal.SIGCONT)
 
 

@@ -70,8 +70,14 @@ class Poison:
 
     def _fingerprint(self, model: str, request: wire.Request) -> bytes:
         """Of what the client asked: not of ids, seeds, and what others had generated."""
+        biases: list[tuple[int, float]] = []
         if isinstance(request, wire.Generate):
-            request = msgspec.structs.replace(request, id=0, seed=0, resume=[], cache="")
+            # Keys that are numbers have no order that the encoder knows.
+            biases = sorted(request.sampling.logit_bias.items())
+            sampling = msgspec.structs.replace(request.sampling, logit_bias={})
+            request = msgspec.structs.replace(
+                request, id=0, seed=0, resume=[], cache="", sampling=sampling
+            )
         else:
             request = msgspec.structs.replace(request, id=0)
-        return hmac.digest(self._key, _encode([model, request]), hashlib.sha256)
+        return hmac.digest(self._key, _encode([model, request, biases]), hashlib.sha256)

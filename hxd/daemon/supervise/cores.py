@@ -10,6 +10,7 @@ is one of twice as many, for a while.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from dataclasses import dataclass
 
@@ -28,11 +29,14 @@ LONGEST = 300.0
 
 @dataclass
 class Shortage:
-    """How often a worker's part was halved, and when it may be doubled again."""
+    """How often a worker's part was halved, when it may be doubled again and when that was last
+    done, and when it was last short."""
 
     halvings: int = 0
     until: float = 0.0
     pause: float = TRY_AGAIN
+    tried: float = -math.inf
+    wanted: float = -math.inf
 
 
 class Cores:
@@ -70,17 +74,18 @@ class Cores:
         short = self._short.get(replica.id)
         if starved and replica.id in self._busy:
             short = self._short.setdefault(replica.id, Shortage())
-            if not short.halvings and short.until and now - short.until < TRY_AGAIN:
-                short.pause = min(LONGEST, 2 * short.pause)
+            if now - short.tried < TRY_AGAIN:
+                short.pause, short.tried = min(LONGEST, 2 * short.pause), -math.inf
             if self._among(replica) < self._total:
                 short.halvings += 1
-            short.until = now + short.pause
-        elif short is not None and short.halvings and now >= short.until:
+            short.until, short.wanted = now + short.pause, now
+        elif short is not None and (now >= short.until or not short.halvings):
+            if not short.halvings:
+                if now - short.wanted > LONGEST:
+                    del self._short[replica.id]
+                return
             short.halvings -= 1
-            short.until = now if not short.halvings else now + short.pause
-        elif short is not None and not short.halvings and now - short.until > LONGEST:
-            del self._short[replica.id]
-            return
+            short.tried, short.until = now, now + short.pause
         else:
             return
         self._tell_one(replica)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import itertools
+import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class Lost:
     why: str
     company: int = 0
 
+
+log = logging.getLogger("hxd.supervise")
 
 Heard = wire.Answer | Lost
 Sink = Callable[[Heard], None]
@@ -189,5 +192,8 @@ class Link(asyncio.Protocol):
         calls, self.calls = self.calls, {}
         self._idle.set()
         for id, sink in calls.items():
-            sink(Lost(id, loss, reason, len(calls) - 1))
+            try:
+                sink(Lost(id, loss, reason, len(calls) - 1))
+            except Exception:  # one caller's fault must not keep the news from the others
+                log.exception("call=%d can't take the loss of its worker", id)
         self._owner.lost(reason, at_fault=at_fault)

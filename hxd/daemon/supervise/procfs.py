@@ -60,8 +60,9 @@ class Proc:
         """Seconds that its threads have been ready to run and got no core, in all."""
         total = 0
         try:
-            for thread in os.scandir(f"/proc/{self._pid}/task"):
-                total += int(Path(thread.path, "schedstat").read_bytes().split()[1])
+            with os.scandir(f"/proc/{self._pid}/task") as threads:
+                for thread in threads:
+                    total += int(Path(thread.path, "schedstat").read_bytes().split()[1])
         except (OSError, ValueError, IndexError):
             return None
         return total / 1e9

@@ -21,7 +21,8 @@ STOPPED = 0.1
 # what a page fault storm takes.
 STEPS_LONGER = 20.0
 LEAST_STALL = 5.0
-# Half-life, in steps, of the longest step that is remembered.
+# What is left of the longest step that is remembered, for each heartbeat that sees another one:
+# half of it after some 140.
 FORGET = 0.995
 USUAL_AFTER = 20  # steps before what is usual is known
 
@@ -87,8 +88,15 @@ class Pulse:
         return min(self.stall_time, max(LEAST_STALL, STEPS_LONGER * self._longest))
 
     def stillness(self, now: float) -> float:
-        """Seconds since the last step over the limit, 0 when there is nothing to do."""
-        return 0.0 if self._moved is None else max(0.0, now - self._moved) / self.limit
+        """Seconds since the last step over the limit, 0 when there is nothing to do. Of a worker
+        that is silent nothing is known since it was asked: a hang is its own doing, and being
+        frozen or starved is not."""
+        if self._moved is None:
+            return 0.0
+        seen = now
+        if self._asked is not None and now - self._asked >= HEARTBEAT_DEADLINE:
+            seen = self._asked
+        return max(0.0, seen - self._moved) / self.limit
 
     def sign(self, now: float) -> Sign:
         if self._stopped is not None and now - self._stopped >= STOPPED:
