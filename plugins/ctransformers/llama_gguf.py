@@ -144,6 +144,7 @@ def _words(metadata: dict[str, Any]) -> Words:
         lead=" " if leads else "",
         bos=spelling(bos),
         eos=spelling(eos),
+        spelled=words,
     )
 
 

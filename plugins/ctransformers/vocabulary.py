@@ -31,7 +31,9 @@ _FALCON_FIRST, _FALCON_ADDED = 12, 65024
 class Words:
     """A vocabulary as the model's file has it. `pieces`: what each token adds to a text. `special`:
     control tokens by their spelling, whose pieces are empty; `fixed`: others that are never made
-    of smaller ones. `start`: ids before a prompt; `lead`: text before each plain part of it."""
+    of smaller ones. `start`: ids before a prompt; `lead`: text before each plain part of it.
+    `spelled`: every token as a GGUF file spells it, by which llama_cpp knows the same vocabulary
+    again; None for older files."""
 
     pieces: list[bytes]
     special: dict[str, int]
@@ -42,6 +44,7 @@ class Words:
     lead: str = ""
     bos: str = ""
     eos: str = ""
+    spelled: list[bytes] | None = None
 
 
 class Vocabulary:
@@ -58,8 +61,8 @@ class Vocabulary:
         self._fixed = _any_of(words.fixed)
         self._parsed = _any_of(self._whole)
         digest = hashlib.sha256()
-        for id, piece in enumerate(words.pieces):
-            text = self._spelled.get(id, piece)
+        for id, piece in enumerate(words.spelled or words.pieces):
+            text = piece if words.spelled else self._spelled.get(id, piece)
             digest.update(len(text).to_bytes(4, "big") + text)
         self.digest = digest.hexdigest()
 

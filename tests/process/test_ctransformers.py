@@ -284,13 +284,15 @@ async def test_a_prompt_is_read_in_chunks_that_the_library_has_memory_for(tmp_pa
 async def test_a_gguf_model_says_what_it_says_in_the_other_engine(text: str) -> None:
     file = demo.find("builtin:demo").file
     messages = [wire.Message("user", text)]
-    said = []
+    said, vocabularies = [], set()
     for plugin in ("ctransformers", "llama_cpp"):
-        async with loaded(file, plugin, context=512) as (worker, _):
+        async with loaded(file, plugin, context=512) as (worker, info):
+            vocabularies.add(info.vocab)
             order = {"messages": messages, "text": None, "ignore_eos": False, "max_tokens": 60}
             tokens, _, done = await rest(ask(worker, temperature=0.0, **order)[1])
             said.append((tokens, done.finish, done.prompt_tokens))
     assert said[0] == said[1]
+    assert len(vocabularies) == 1
 
 
 @pytest.mark.parametrize(

@@ -55,12 +55,12 @@ async def test_the_first_model_answers_while_it_can(tmp_path: Path) -> None:
         assert not await conditions_of(daemon)
 
 
+@pytest.mark.parametrize("engine", ["llama_cpp", "ctransformers"])
 async def test_a_stream_goes_on_with_the_next_model_where_the_vocabulary_is_the_same(
-    tmp_path: Path,
+    tmp_path: Path, engine: str
 ) -> None:
-    """The first model's only worker stays away for as long as its file is."""
     demo = DEMO.format(replicas=1)
-    again = demo.replace("[models.hxd-demo]", "[models.stand-in]")
+    again = demo.replace("[models.hxd-demo]", f'[models.stand-in]\nplugin = "{engine}"')
     route = '[routes.assistant]\nchain = ["hxd-demo", "stand-in"]\n'
     async with running(write_config(tmp_path, demo + again + route)) as daemon:
         body = chat(
