@@ -171,6 +171,10 @@ class Status:
                     "running": served.gate.running,
                     "waiting": served.gate.waiting,
                     "queue": settings.queue,
+                    "health": {
+                        replica.id: self._score(replica)
+                        for replica in self.supervisor.replicas[name]
+                    },
                 }
             )
         return rows
@@ -199,6 +203,11 @@ class Status:
             for name, replicas in self.supervisor.replicas.items()
             for replica in replicas
         ]
+
+    def _score(self, replica: Replica) -> float:
+        """0 for one that can't take a request."""
+        roster = self.served[replica.source.name].gate.roster
+        return round(roster.health(replica).score, 3) if replica.takes else 0.0
 
     def _breaker(self, replica: Replica) -> dict[str, Any]:
         now = self.clock.now()

@@ -167,13 +167,18 @@ class Roster:
         fails requests takes none, unless it is all that is left; then one at a time, since even a
         bad answer may be a good one, and a last replica that is shut off never recovers.
         """
-        ready = [r for r in self._supervisor.ready(self.model) if r.id not in barred]
+        now = self._clock.now()
+        ready = self._supervisor.ready(self.model)
+        if len(ready) == 1 and not barred and running.get(ready[0].id, 0) < at_once:
+            [only] = ready
+            if self.standing(only).breaker.state(now) is BreakerState.CLOSED:
+                return self._grant(only)
+        ready = [r for r in ready if r.id not in barred]
         if avoid is not None:
             ready = [r for r in ready if r.id != avoid] or ready
         open_to = [r for r in ready if running.get(r.id, 0) < at_once]
         if not open_to:
             return None
-        now = self._clock.now()
         states = {r.id: self.standing(r).breaker.state(now) for r in ready}
         for replica in open_to:
             if states[replica.id] is BreakerState.HALF_OPEN and (
