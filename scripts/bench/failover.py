@@ -18,13 +18,12 @@ import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import msgspec
 import psutil
 from rich.console import Console
 from rich.table import Table
@@ -34,7 +33,7 @@ from hxd.daemon.store import demo
 from . import provision, servers
 from .serving import DidNotStart, Kind, Running, run, serving
 from .stats import median, percentile
-from .streams import Refused
+from .streams import Refused, events
 
 RESTARTING = Path(__file__).with_name("restarting.py")
 SLOTS = 8
@@ -98,7 +97,7 @@ class Reader:
                 self.seen.broken += 1
                 await asyncio.sleep(0.02)
 
-    async def _events(self) -> AsyncIterator[dict[str, Any]]:
+    def _events(self) -> AsyncIterator[dict[str, Any]]:
         body = {
             "model": "bench",
             "messages": [{"role": "user", "content": self.prompt}],
@@ -107,16 +106,7 @@ class Reader:
             "stream": True,
             **self.server.kind.extra,
         }
-        url = self.server.url + "/v1/chat/completions"
-        async with self.server.session.post(url, json=body) as response:
-            if response.status != 200:
-                raise Refused(f"{response.status}: {(await response.text())[:300]}")
-            async for line in response.content:
-                if line.startswith(b"data: {"):
-                    event = msgspec.json.decode(line[6:])
-                    if "error" in event:
-                        raise Refused(str(event["error"])[:300])
-                    yield event
+        return events(self.server.session, self.server.url + "/v1/chat/completions", body)
 
 
 async def measure(kind: Kind, victim: Callable[[Running], Any], options: Any) -> Seen:
@@ -172,7 +162,12 @@ async def _pause(progress: list[float], had: int, killed: float) -> float | None
         await asyncio.sleep(0.02)
         if time.perf_counter() > killed + 60:
             break
-    later = [b - a for a, b in itertools.pairwise(progress) if b >= killed]
+    return pause_after(progress, killed)
+
+
+def pause_after(progress: Sequence[float], killed: float) -> float | None:
+    """The longest gap that ended after the kill; None when nothing came."""
+    later = [after - before for before, after in itertools.pairwise(progress) if after >= killed]
     return max(later, default=None)
 
 

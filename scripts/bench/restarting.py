@@ -6,21 +6,28 @@ usage: restarting.py COMMAND...
 import signal
 import subprocess
 import sys
+from typing import NoReturn
+
+
+class Ended(Exception):
+    """SIGTERM came."""
+
+
+def end(number: int, frame: object) -> NoReturn:
+    raise Ended
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, end)
     child = None
-
-    def end(number: int, frame: object) -> None:
+    try:
+        while True:
+            child = subprocess.Popen(sys.argv[1:])
+            child.wait()
+    except Ended:
         if child is not None:
             child.terminate()
             child.wait()
-        sys.exit(0)
-
-    signal.signal(signal.SIGTERM, end)
-    while True:
-        child = subprocess.Popen(sys.argv[1:])
-        child.wait()
 
 
 if __name__ == "__main__":

@@ -85,17 +85,23 @@ class Client:
                 return
         raise Refused("the answer has no text")
 
-    async def _events(self, prompt: str, tokens: int) -> AsyncIterator[dict[str, Any]]:
-        url = self.url + "/v1/completions"
-        async with self.session.post(url, json=self.body(prompt, tokens)) as response:
-            if response.status != 200:
-                raise Refused(f"{response.status}: {(await response.text())[:300]}")
-            async for line in response.content:
-                if line.startswith(b"data: {"):
-                    event = msgspec.json.decode(line[6:])
-                    if "error" in event:
-                        raise Refused(str(event["error"])[:300])
-                    yield event
+    def _events(self, prompt: str, tokens: int) -> AsyncIterator[dict[str, Any]]:
+        return events(self.session, self.url + "/v1/completions", self.body(prompt, tokens))
+
+
+async def events(
+    session: aiohttp.ClientSession, url: str, body: dict[str, Any]
+) -> AsyncIterator[dict[str, Any]]:
+    """The server-sent events of one answer; raises `Refused`, and what aiohttp raises."""
+    async with session.post(url, json=body) as response:
+        if response.status != 200:
+            raise Refused(f"{response.status}: {(await response.text())[:300]}")
+        async for line in response.content:
+            if line.startswith(b"data: {"):
+                event = msgspec.json.decode(line[6:])
+                if "error" in event:
+                    raise Refused(str(event["error"])[:300])
+                yield event
 
 
 def begin() -> Stream:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
 
 from hxd.gguf import read_header
-from scripts.bench import gates, gateway, report
+from scripts.bench import balance, failover, gates, gateway, report
 from scripts.bench.readings import Metric, Reading
 from scripts.bench.serving import serving
 from scripts.bench.stats import gaps, percentile, ratio
@@ -96,3 +98,43 @@ async def test_the_load_generator_counts_calls_and_streams_of_the_bare_gateway()
         )
         assert 0 <= streams["kept"] <= 3
         assert len(streams["longest"]) == 3
+
+
+def test_a_pause_of_a_killed_stream_is_the_longest_gap_after_the_kill() -> None:
+    # Read from the pipe after the kill, then nothing for 0.3 s, then the other worker's.
+    progress = [9.0, 9.1, 10.01, 10.31, 10.32]
+    seen = failover.Seen(kills=1, pauses=[failover.pause_after(progress, 10.0) or 0.0])
+    assert seen.pauses == [pytest.approx(0.91)]
+    assert failover.pause_after(progress[:2], 10.0) is None
+    shown = failover.table({"hxd": seen})
+    assert shown.row_count == 11
+
+
+async def test_the_bare_supervisor_starts_its_command_again_and_ends_with_it(
+    tmp_path: Path,
+) -> None:
+    """The command counts its starts in a file, and ends itself twice."""
+    starts = tmp_path / "starts"
+    command = f'echo x >> {starts}; [ "$(wc -l < {starts})" -gt 2 ] && exec sleep 60'
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(failover.RESTARTING), "sh", "-c", command)
+    )
+    try:
+        async with asyncio.timeout(30):
+            while not starts.exists() or starts.read_text().count("x") < 3:
+                await asyncio.sleep(0.01)  # noqa: ASYNC110  (a file has no event)
+            process.terminate()
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def test_a_policy_is_compared_with_the_first_one() -> None:
+    rows = {
+        "pack": {4: balance.Seen(200.0, 0.01, 0.02)},
+        "least_busy": {4: balance.Seen(100.0, 0.02, 0.03)},
+    }
+    shown = balance.table(rows)
+    assert list(shown.columns[-1].cells) == ["2.00x"]
