@@ -9,8 +9,9 @@ object:
 - `hxd_backend` makes the backend. Called once in each worker, before the model is loaded.
 - The object it returns does the work, and is one of three:
   - `Backend` generates text, token by token, many sequences at a time. Its methods are called
-    from one thread, the engine thread, except `tokenize`, `token_bytes` and `compile`, which two
-    others may call at the same time; never two of them `compile`.
+    from one thread, the engine thread, as are the hooks, `hxd_prepare` among them, and `share`, if
+    there is one, between two steps. The exceptions are `tokenize`, `token_bytes` and `compile`,
+    which two others may call at the same time, never two of them `compile`; and `gauges`.
   - `Embedder` turns texts into vectors or scores; the same threads.
   - `Relay` hands whole requests on to another server; all its methods run in one asyncio loop.
   Which one is seen from the methods: `step`, `embed` or `relay`.
@@ -21,9 +22,13 @@ the end of its context, and talks to the daemon. What you print goes to the daem
 debug, and its last lines into the report of a worker's death.
 
 What an exception does: from a hook or `load`, the worker reports the message and exits, and the
-daemon restarts it with growing pauses; from `tokenize` or `add`, that one request fails, with
-status 400 if it is a `RequestRefused` and 502 otherwise; from `step`, every running request fails
-and the worker is replaced, since nobody knows what state the model is in.
+daemon restarts it with growing pauses. From `tokenize`, `compile` or `add`, `RequestRefused` ends
+that one request with status 400; anything else fails it in this worker and counts against its
+breaker, and the request is tried again on another replica where there is one; with none that can,
+its client gets a 502. From `step`, the worker is replaced, since nobody knows what state the model
+is in; what ran there goes on in other workers after the tokens that it had reached, each request
+alone at first, since one of them may be the cause, and one that ends two workers is refused. From
+`gauges`, the numbers are left out. What `share` raises ends the worker too.
 """
 
 from __future__ import annotations
