@@ -56,6 +56,9 @@ ADMIN_SOCKET = "admin.sock"
 LOCK = "lock"
 
 
+Lasting = Callable[[], Coroutine[Any, Any, None]]
+
+
 @dataclass(frozen=True)
 class Inspection:
     """What the configuration comes to: models that can be served, and why others can't."""
@@ -115,7 +118,7 @@ class Daemon:
     status: Status
     traffic: Traffic
     workers: Workers
-    lasting: Sequence[Callable[[], Coroutine[Any, Any, None]]]
+    lasting: Sequence[Lasting]
     address: str
     port: int
 

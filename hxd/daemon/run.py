@@ -7,13 +7,12 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
 
 import uvloop
 
 from hxd.clock import Clock, SystemClock
 from hxd.config import Config
-from hxd.daemon.build import Daemon, Inspection, build, inspect
+from hxd.daemon.build import Daemon, Inspection, Lasting, build, inspect
 from hxd.daemon.systemd import notify, watchdog_interval
 from hxd.errors import ConfigError
 
@@ -43,36 +42,47 @@ def serve(config: Config) -> None:
 async def _live(config: Config, inspection: Inspection, clock: Clock) -> None:
     stop = _Signals()
     async with build(config, inspection, clock) as daemon:
-        lasting = [
-            asyncio.create_task(daemon.supervisor.run(daemon.workers), name="supervisor"),
-            asyncio.create_task(daemon.workers.watch_over(), name="sentinel"),
-            *(asyncio.create_task(run(), name=run.__qualname__) for run in daemon.lasting),
+        supervising = asyncio.create_task(daemon.supervisor.run(daemon.workers), name="supervisor")
+        beside = [
+            asyncio.create_task(_again_and_again(run, clock), name=run.__qualname__)
+            for run in (daemon.workers.watch_over, *daemon.lasting)
         ]
         watchdog = asyncio.create_task(_feed_watchdog(clock), name="watchdog")
         try:
             log.info("listening on http://%s:%d", daemon.address, daemon.port)
             notify("READY=1", f"STATUS=serving {len(inspection.sources)} models")
-            await _until(stop.asked, lasting)
+            await _until(stop.asked, supervising)
             await _drain(daemon, clock)
             await daemon.supervisor.stop()
             await daemon.workers.gone()
         finally:
             notify("STOPPING=1")
             daemon.workers.kill_all(daemon.supervisor.all())
-            for task in (*lasting, watchdog):
+            tasks = (supervising, *beside, watchdog)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*lasting, watchdog, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
     log.info("stopped")
 
 
-async def _until(asked: asyncio.Event, lasting: Sequence[asyncio.Task[None]]) -> None:
-    """Until a signal comes; a task that should last and ends is a bug, and ends the daemon."""
+async def _until(asked: asyncio.Event, supervising: asyncio.Task[None]) -> None:
+    """Until a signal comes; a supervisor that ends by itself is a bug, and ends the daemon."""
     waiting = asyncio.create_task(asked.wait())
-    await asyncio.wait({waiting, *lasting}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({waiting, supervising}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
-    for task in lasting:
-        if task.done():
-            task.result()
+    if supervising.done():
+        supervising.result()
+
+
+async def _again_and_again(run: Lasting, clock: Clock) -> None:
+    """What watches, probes and tells. It has no state that could be wrong, so a bug in it costs a
+    line in the log and a second, and no request."""
+    while True:
+        try:
+            await run()
+        except Exception:  # the boundary of a part that must not take the daemon along
+            log.exception("task=%s failed; it begins again", run.__qualname__)
+        await clock.sleep(1.0)
 
 
 async def _drain(daemon: Daemon, clock: Clock) -> None:

@@ -1,5 +1,5 @@
 """Says in the log what has gone wrong and what is well again: one line for each condition that
-comes or goes, for whoever has no dashboard."""
+comes or goes and for each breaker that changes its state, for whoever has no dashboard."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 from hxd.clock import Clock
 from hxd.conditions import Condition
 from hxd.daemon.admin.status import Status
+from hxd.daemon.request.breaker import State as BreakerState
 
 log = logging.getLogger("hxd.conditions")
 
@@ -22,6 +23,7 @@ class Herald:
         self._status = status
         self._clock = clock
         self._told: dict[tuple[str, str], Condition] = {}
+        self._breakers: dict[str, str] = {}
 
     async def run(self) -> None:
         while True:
@@ -41,3 +43,14 @@ class Herald:
         for code, subject in self._told.keys() - now.keys():
             log.info("condition=%s subject=%s cleared", code, subject)
         self._told = now
+        self._tell_breakers()
+
+    def _tell_breakers(self) -> None:
+        states = dict(self._status.breakers())
+        for id, (state, cause) in states.items():
+            former = self._breakers.get(id, BreakerState.CLOSED.value)
+            if state != former:
+                log.warning(
+                    "breaker replica=%s from=%s to=%s cause=%s", id, former, state, cause or "-"
+                )
+        self._breakers = {id: state for id, (state, _) in states.items()}

@@ -204,6 +204,12 @@ class Status:
             for replica in replicas
         ]
 
+    def breakers(self) -> Iterator[tuple[str, tuple[str, str | None]]]:
+        """State and cause of each replica's breaker."""
+        for replica in self.supervisor.all():
+            shown = self._breaker(replica)
+            yield replica.id, (shown["state"], shown["cause"])
+
     def _score(self, replica: Replica) -> float:
         """0 for one that can't take a request."""
         roster = self.served[replica.source.name].gate.roster

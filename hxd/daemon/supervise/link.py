@@ -165,7 +165,7 @@ class Link(asyncio.Protocol):
     def urge(self, why: str) -> None:
         """Ask every call to go on elsewhere, if it can."""
         for id, sink in list(self.calls.items()):
-            sink(Lost(id, Loss.MOVED, why))
+            _tell(sink, Lost(id, Loss.MOVED, why))
 
     def ping(self, answered: Callable[[wire.Pong], None], *, gauges: bool = False) -> None:
         """`answered` gets the pong; of several pings under way only the last one's."""
@@ -192,8 +192,12 @@ class Link(asyncio.Protocol):
         calls, self.calls = self.calls, {}
         self._idle.set()
         for id, sink in calls.items():
-            try:
-                sink(Lost(id, loss, reason, len(calls) - 1))
-            except Exception:  # one caller's fault must not keep the news from the others
-                log.exception("call=%d can't take the loss of its worker", id)
+            _tell(sink, Lost(id, loss, reason, len(calls) - 1))
         self._owner.lost(reason, at_fault=at_fault)
+
+
+def _tell(sink: Sink, lost: Lost) -> None:
+    try:
+        sink(lost)
+    except Exception:  # one caller's fault must not keep the news from the others
+        log.exception("call=%d can't take the loss of its worker", lost.id)
