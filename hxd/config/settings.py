@@ -189,7 +189,7 @@ class ModelSettings:
         ),
         "Which replica takes the next sequence: `pack` fills one before it uses the next, which "
         "stays a warm standby; the others spread. `auto` is `pack` for model files, whose replicas "
-        "share the box's memory bandwidth, and `least_busy` for plugins that load none.",
+        "share the box's cores and memory, and `least_busy` for plugins that load none.",
     )
     weights: tuple[float, ...] = _setting(
         (),

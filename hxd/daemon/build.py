@@ -135,10 +135,21 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         budget = config.memory.budget
         if budget is None:
             budget = await asyncio.to_thread(automatic_budget)
-        supervisor = Supervisor(inspection.sources, clock, rng, _spare(inspection, budget))
+        supervisor = Supervisor(
+            inspection.sources,
+            clock,
+            rng,
+            _spare(inspection, budget),
+            lambda name: served[name].gate.stranded > 0,
+        )
         prepare = Variants(config.paths.cache).file_for
-        courtesy = Courtesy(supervisor.all)
+        courtesy = Courtesy(supervisor.all, lambda name: served[name].gate.stranded > 0)
         supervisor.listeners.append(courtesy.changed)
+
+        def pressed(model: str) -> None:
+            courtesy.arrange()
+            supervisor.hasten(model)
+
         cores = Cores(clock)
         workers = Workers(
             supervisor.post, prepare, clock, config.limits.drain, cores, courtesy.arrange
@@ -150,12 +161,20 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         }
         served = {
             name: Served(
-                source, _gate(source, source.at_once, rosters[name], supervisor, cores.busy)
+                source,
+                _gate(
+                    source,
+                    source.at_once,
+                    rosters[name],
+                    supervisor,
+                    cores.busy,
+                    pressed,
+                ),
             )
             for name, source in inspection.sources.items()
         }
         tokenizing = {
-            name: _gate(source, AT_ONCE, rosters[name], supervisor, lambda replica, busy: None)
+            name: _gate(source, AT_ONCE, rosters[name], supervisor)
             for name, source in inspection.sources.items()
         }
         poison = Poison(clock)
@@ -229,10 +248,11 @@ def _gate(
     at_once: int,
     roster: Roster,
     supervisor: Supervisor,
-    busy: Callable[[Replica, bool], None],
+    busy: Callable[[Replica, bool], None] = lambda replica, busy: None,
+    pressed: Callable[[str], None] = lambda model: None,
 ) -> Gate:
     settings = source.settings
-    return Gate(roster, settings.replicas, at_once, settings.queue, supervisor, busy)
+    return Gate(roster, settings.replicas, at_once, settings.queue, supervisor, busy, pressed)
 
 
 def routes(

@@ -193,7 +193,7 @@ class LlamaCpp:
     def share(self, among: int) -> None:
         """So many workers compute now; threads that the operator has set stay."""
         if not self._set_threads:
-            self._context.use_threads(max(1, self._useful // among))
+            self._context.use_threads(min(self._useful, max(1, cores() // among)))
 
     def step(self) -> list[Advance]:
         self._guess()

@@ -51,7 +51,8 @@ class Place:
 
 class Gate:
     """Admission to one model. `budget` bounds how many of its requests are being tried again;
-    `busy` is told when a replica gets its first request, or has lost its last one."""
+    `busy` is told when a replica gets its first request, or has lost its last one, `pressed` when
+    a sequence that lost its worker finds no other."""
 
     def __init__(
         self,
@@ -61,8 +62,10 @@ class Gate:
         queue: int,
         supervisor: Supervisor,
         busy: Callable[[Replica, bool], None] = lambda replica, busy: None,
+        pressed: Callable[[str], None] = lambda model: None,
     ):
         self._tell_busy = busy
+        self._tell_pressed = pressed
         self.roster = roster
         self._model = roster.model
         self._capacity = replicas * at_once
@@ -78,6 +81,11 @@ class Gate:
     @property
     def waiting(self) -> int:
         return len(self._line) + len(self._moved)
+
+    @property
+    def stranded(self) -> int:
+        """Sequences that have lost their worker and wait for another."""
+        return len(self._moved)
 
     @property
     def running(self) -> int:
@@ -131,6 +139,8 @@ class Gate:
         place = self._place(avoid, alone)
         self._moved.append(place)
         self.advance()
+        if self._moved:
+            self._tell_pressed(self._model)
         return place
 
     def _place(self, avoid: str | None = None, alone: bool = False) -> Place:

@@ -71,6 +71,7 @@ class Inquiry(Generic[C]):
         if len(self.setting.poison):
             self.setting.poison.check(self.model, self.frame(0))
         trail, clock, metrics = Trail(), self.setting.clock, self.setting.metrics
+        avoid: str | None
         lease = await self._first_lease()
         lost: tuple[str, float] | None = None
         while True:
@@ -84,17 +85,27 @@ class Inquiry(Generic[C]):
                 then = trail.lost(
                     died.lost.loss, companions=self.setting.supervisor.companions(died.replica)
                 )
-                cause, avoid = died.lost.loss.value, died.replica.id
+                # Its replica may be had again: by then it is another process.
+                cause, avoid = died.lost.loss.value, None
+                if self._proven(died.lost):
+                    then = Next.POISON
             except Refused as refused:
                 then, error = trail.failed(), refused.error
                 cause, avoid = "error", refused.replica.id
             if lost is not None:
                 metrics.failover(self.model, "retry", lost[0])
             lost = cause, clock.now() if lost is None else lost[1]
+            if then is not Next.POISON and len(self.setting.poison):
+                self.setting.poison.check(self.model, self.frame(0))
             lease = await self._again(then, trail, cause, avoid, error)
 
+    def _proven(self, lost: Lost) -> bool:
+        """Whether the question has ended a worker by itself, and not for the first time."""
+        alone = lost.loss is Loss.CRASHED and not lost.company
+        return alone and self.setting.poison.suspect(self.model, self.frame(0))
+
     async def _again(
-        self, then: Next, trail: Trail, cause: str, avoid: str, error: HxdError
+        self, then: Next, trail: Trail, cause: str, avoid: str | None, error: HxdError
     ) -> Lease:
         """The lease for the next try; raises `error` where there is to be none."""
         setting = self.setting
@@ -184,7 +195,7 @@ class Inquiry(Generic[C]):
             self.gate.abandon([place])
             raise
 
-    async def _lease(self, avoid: str, *, alone: bool = False) -> Lease:
+    async def _lease(self, avoid: str | None, *, alone: bool = False) -> Lease:
         place = self.gate.reenter(avoid=avoid, alone=alone)
         try:
             return await self.gate.wait(place, self.queue_time)

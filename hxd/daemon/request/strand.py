@@ -298,18 +298,21 @@ class Strand:
         companions, model = 0, self.served.source.name
         if lease is not None:
             companions = self._setting.supervisor.companions(lease.replica)
-        avoid = self._leave_lease()
+        self._leave_lease()
         then = self._trail.lost(lost.loss, companions=companions)
         if lost.loss is Loss.CRASHED:
             self._blamed.add(model)
             if not lost.company and self._setting.poison.suspect(model, self.order):
                 then = Next.POISON
             elif then is Next.GIVE_UP and self._relief():
-                then, avoid = Next.ALONE, None
+                # A model with one worker has none to spare for it; a second death is the last.
+                alone = self.served.source.settings.replicas > 1
+                then = Next.ALONE if alone else Next.ELSEWHERE
         why = f"the worker died: {lost.why}"
         match then:
             case Next.ELSEWHERE | Next.ALONE if self._can_go_on():
-                self._again(lost.loss.value, avoid, alone=then is Next.ALONE)
+                # Its replica may be had again: by then it is another process.
+                self._again(lost.loss.value, None, alone=then is Next.ALONE)
             case Next.POISON:
                 for model in self._blamed:
                     self._setting.poison.add(model, self.order)

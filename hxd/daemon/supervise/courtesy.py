@@ -21,18 +21,21 @@ from hxd.daemon.supervise.lifecycle import COMING, State
 from hxd.daemon.supervise.process import WorkerProcess
 from hxd.daemon.supervise.replica import Replica
 
-LOW = 10
+LOW = 5
 AGAIN = 0.15  # seconds
 USUAL = 0
 _CAP_SYS_NICE = 23
 
 
 class Courtesy:
-    """`replicas` gives all that there are. Does nothing where a priority once lowered could not be
-    raised again."""
+    """`replicas` gives all that there are, `missed` whether sequences of a model wait for one more
+    of its replicas. Does nothing where a priority once lowered could not be raised again."""
 
-    def __init__(self, replicas: Callable[[], Iterable[Replica]]) -> None:
+    def __init__(
+        self, replicas: Callable[[], Iterable[Replica]], missed: Callable[[str], bool]
+    ) -> None:
         self._replicas = replicas
+        self._missed = missed
         self._able = may_raise()
         self._low: set[int] = set()
 
@@ -41,7 +44,7 @@ class Courtesy:
         self.arrange()
 
     def arrange(self) -> None:
-        """While any replica serves, those that come up are held back; else nobody is."""
+        """While any replica serves, those that come up and are not missed are held back."""
         if not self._able:
             return
         replicas = list(self._replicas())
@@ -52,7 +55,8 @@ class Courtesy:
             if worker is None or worker.link.closed:
                 continue
             alive.add(worker.pid)
-            self._set(worker, low=serving and replica.state in COMING)
+            coming = serving and replica.state in COMING
+            self._set(worker, low=coming and not self._missed(replica.source.name))
         self._low &= alive
 
     def _set(self, worker: WorkerProcess, *, low: bool) -> None:

@@ -56,16 +56,17 @@ class Proc:
         fields = data.split()
         return (int(fields[1]) - int(fields[2])) * _PAGE
 
-    def waited(self) -> float | None:
-        """Seconds that its threads have been ready to run and got no core, in all."""
-        total = 0
+    def waited(self) -> dict[str, float] | None:
+        """Seconds that each of its threads has been ready to run and got no core, so far."""
+        waits = {}
         try:
             with os.scandir(f"/proc/{self._pid}/task") as threads:
                 for thread in threads:
-                    total += int(Path(thread.path, "schedstat").read_bytes().split()[1])
+                    said = Path(thread.path, "schedstat").read_bytes().split()
+                    waits[thread.name] = int(said[1]) / 1e9
         except (OSError, ValueError, IndexError):
             return None
-        return total / 1e9
+        return waits
 
     def close(self) -> None:
         for descriptor in (self._stat, self._memory):

@@ -69,6 +69,11 @@ class Reserve:
     def __len__(self) -> int:
         return len(self._spares)
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody waits, or should."""
+        return bool(self._wanted or self._spares)
+
     def died(self, program: Program) -> None:
         self._wanted[program] = self._clock.now() + KEPT
 

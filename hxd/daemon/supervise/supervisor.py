@@ -124,7 +124,8 @@ def decide(event: Event, new: State) -> tuple[Order, ...]:
 
 class Supervisor:
     """`listeners` are called after each transition, for those who wait for a replica. `spare` says
-    whether the box has room for one more replica of a source."""
+    whether the box has room for one more replica of a source, `missed` whether somebody waits for
+    one of a model who had one."""
 
     def __init__(
         self,
@@ -132,7 +133,9 @@ class Supervisor:
         clock: Clock,
         rng: random.Random,
         spare: Callable[[Source], bool] = lambda source: True,
+        missed: Callable[[str], bool] = lambda model: False,
     ) -> None:
+        self._missed = missed
         self._clock = clock
         self._random = rng
         self._spare = spare
@@ -334,16 +337,16 @@ class Supervisor:
             case Order.SCHEDULE_RESTART:
                 pause = replica.restart.died(self._clock.now(), healthy, self._random)
                 if replica.proven and replica.blameless:
-                    pause = min(pause, BLAMELESS_PAUSE)
+                    missed = self._missed(replica.source.name)
+                    pause = 0.0 if missed else min(pause, BLAMELESS_PAUSE)
                 replica.restarts += 1
                 replica.restart_at = self._clock.now() + pause
                 effects.later(pause, Message(replica, replica.generation, Event.RESTART))
-                self._hasten(replica.source.name)
+                if not self.ready(replica.source.name):
+                    self.hasten(replica.source.name)
 
-    def _hasten(self, model: str) -> None:
-        """No pause may be why a model can't answer when its workers were ended from outside."""
-        if self.ready(model):
-            return
+    def hasten(self, model: str) -> None:
+        """No pause may be why anybody waits for a replica whose worker was ended from outside."""
         for replica in self.replicas[model]:
             if replica.state is State.FAILED and replica.proven and replica.blameless:
                 self.post(Message(replica, replica.generation, Event.RESTART))

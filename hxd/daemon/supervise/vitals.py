@@ -17,9 +17,9 @@ STEPS_TO_COUNT = 3
 # A worker whose memory is full sooner is replaced without waiting for a surer sign; bringing up
 # another one takes a part of that.
 SOON = 30.0
-# Of the time, that its threads may wait for a core until its steps say nothing of the worker, and
-# fewer of them would do more. One process that never rests costs a thread half of its time; less
-# than that is the daemon and its clients, beside which all threads are still the best.
+# Of the time, that one of its threads may wait for a core until its steps say nothing of the
+# worker, and fewer of them would do more. One process that never rests costs a thread half of its
+# time; less than that is the daemon and its clients, beside which all threads are still the best.
 STARVED = 0.35
 
 
@@ -38,7 +38,7 @@ class Vitals:
         self.urgent = False
         self.starved = False
         self.queued = 0
-        self._waited: tuple[float, float] | None = None
+        self._waited: tuple[Mapping[str, float], float] | None = None
         self.still = 0.0
 
     def measured(
@@ -57,14 +57,15 @@ class Vitals:
             self.leak.feed(private, now)
             self.trend.feed(private, now)
 
-    def waits(self, now: float, waited: float | None) -> bool:
-        """Whether its threads are short of cores: `waited` is for how many seconds they have had to
-        wait for one so far. Meanwhile it is the box that is slow, and a new worker would be no
-        faster."""
+    def waits(self, now: float, waited: Mapping[str, float] | None) -> bool:
+        """Whether one of its threads is short of cores: `waited` is for how many seconds each has
+        had to wait for one so far. Meanwhile it is the box that is slow, and a new worker would be
+        no faster."""
         starved = False
         if waited is not None and self._waited is not None:
             before, then = self._waited
-            starved = waited - before > STARVED * (now - then)
+            most = max((waits - before.get(id, waits) for id, waits in waited.items()), default=0.0)
+            starved = most > STARVED * (now - then)
         self._waited = None if waited is None else (waited, now)
         self.starved = self.starved or starved
         return starved

@@ -227,7 +227,7 @@ class Workers:
         """Nobody waits in reserve for ever."""
         while True:
             await asyncio.sleep(SETTLE_INTERVAL)
-            if self.reserve:
+            if self.reserve.wanted:
                 self._settle()
 
     async def gone(self) -> None:
