@@ -236,9 +236,10 @@ def assert_same(answer: Answer, twin: Answer) -> None:
         for one, other in zip(found.logprobs, choice.logprobs, strict=True):
             assert one[1] == pytest.approx(other[1], abs=0.02)
             assert len(one[2]) == len(other[2])
-            # Alternatives of nearly the same value may change places.
+            # Alternatives of nearly the same value may change places, and what is hardly probable
+            # differs by more.
             values = [value for _, value in other[2]]
-            assert [value for _, value in one[2]] == pytest.approx(values, abs=0.02)
+            assert [value for _, value in one[2]] == pytest.approx(values, rel=0.02, abs=0.05)
     assert answer.counts == twin.counts
 
 
