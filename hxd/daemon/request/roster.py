@@ -51,10 +51,6 @@ class Grant:
     _clock: Clock
     _settled: bool = False
 
-    @property
-    def probing(self) -> bool:
-        return self._probe is not None
-
     def succeeded(self, seconds_per_token: float | None = None) -> None:
         if self._settled:
             return
