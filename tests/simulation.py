@@ -34,18 +34,13 @@ from hxd.daemon.store.sources import Source
 from hxd.daemon.supervise.cores import Cores
 from hxd.daemon.supervise.lifecycle import Event, State
 from hxd.daemon.supervise.link import Heard, Link, Loss, Lost
+from hxd.daemon.supervise.news import Doubt, Message
 from hxd.daemon.supervise.process import describe_exit
 from hxd.daemon.supervise.procfs import Look
 from hxd.daemon.supervise.pulse import HEARTBEAT_DEADLINE, SILENCE, STOPPED
 from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.sentinel import Sentinel
-from hxd.daemon.supervise.supervisor import (
-    HELLO_SECONDS,
-    HOPEFUL_DEATHS,
-    Doubt,
-    Message,
-    Supervisor,
-)
+from hxd.daemon.supervise.supervisor import HELLO_SECONDS, HOPEFUL_DEATHS, Supervisor
 from hxd.daemon.supervise.workers import EXIT_WAIT, FROM_OUTSIDE, MOVE_GRACE, first_request
 from hxd.errors import Fault
 

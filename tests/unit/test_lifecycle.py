@@ -13,15 +13,9 @@ from hypothesis import strategies as st
 from hxd.config import ModelSettings
 from hxd.daemon.supervise import lifecycle
 from hxd.daemon.supervise.lifecycle import Event, IllegalTransition, State
+from hxd.daemon.supervise.news import Doubt, Message, News, Renew
 from hxd.daemon.supervise.replica import Replica
-from hxd.daemon.supervise.supervisor import (
-    RENEWAL_PAUSE,
-    Doubt,
-    Message,
-    News,
-    Renew,
-    Supervisor,
-)
+from hxd.daemon.supervise.supervisor import RENEWAL_PAUSE, Supervisor
 
 
 def test_an_illegal_event_raises_and_says_what_was_legal() -> None:

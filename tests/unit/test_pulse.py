@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hxd import wire
 from hxd.daemon.supervise.cores import Cores
+from hxd.daemon.supervise.news import Message, News
 from hxd.daemon.supervise.procfs import Look
 from hxd.daemon.supervise.pulse import (
     DEAD,
@@ -28,7 +29,6 @@ from hxd.daemon.supervise.pulse import (
     Sign,
 )
 from hxd.daemon.supervise.sentinel import TICK, Sentinel
-from hxd.daemon.supervise.supervisor import Message, News
 
 STALL = 60.0
 

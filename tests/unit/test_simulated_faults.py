@@ -20,7 +20,7 @@ from hxd.daemon.request.failover import FATAL_CRASHES, TRIES
 from hxd.daemon.request.poison import KEPT
 from hxd.daemon.supervise.lifecycle import State
 from hxd.daemon.supervise.link import Loss
-from hxd.daemon.supervise.supervisor import Renew
+from hxd.daemon.supervise.news import Renew
 from hxd.errors import HxdError
 from tests.simulation import (
     POISON,

@@ -16,11 +16,11 @@ from hxd.daemon.supervise import pulse
 from hxd.daemon.supervise.cores import Cores
 from hxd.daemon.supervise.lifecycle import Event
 from hxd.daemon.supervise.link import Loss
+from hxd.daemon.supervise.news import Doubt, Message, News, Renew
 from hxd.daemon.supervise.process import WorkerProcess
 from hxd.daemon.supervise.procfs import available, oom_kills
 from hxd.daemon.supervise.pulse import Sign
 from hxd.daemon.supervise.replica import Replica
-from hxd.daemon.supervise.supervisor import Doubt, Message, News, Renew
 from hxd.daemon.supervise.vitals import Vitals
 from hxd.hookspecs import GAUGES
 

@@ -11,13 +11,12 @@ import enum
 import logging
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
-from hxd import wire
 from hxd.clock import Clock
 from hxd.daemon.store.sources import Source
 from hxd.daemon.supervise.lifecycle import ALIVE, COMING, TRANSITIONS, Event, State, after
+from hxd.daemon.supervise.news import Doubt, Message, News, Renew
 from hxd.daemon.supervise.replica import Replica
 
 log = logging.getLogger("hxd.supervise")
@@ -34,42 +33,6 @@ URGENT_PAUSE = 5.0
 # else ended it is missed: while it is away, the next such death finds nobody to take over.
 BLAMELESS_PAUSE = 0.5
 SAID_BY_WORKERS = frozenset({Event.HELLO, Event.LOADED, Event.WARMED})
-
-
-@dataclass(frozen=True)
-class Message:
-    """Something that happened to one generation of a replica. A time-out counts only `while_in`
-    the state that it limits. `outside`: a death that nothing in the worker was the cause of."""
-
-    replica: Replica
-    generation: int
-    event: Event
-    detail: str = ""
-    loaded: wire.Loaded | None = None
-    while_in: State | None = None
-    outside: bool = False
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """The heartbeat of one generation of a replica is late, or has come back."""
-
-    replica: Replica
-    generation: int
-    suspect: bool
-
-
-@dataclass(frozen=True)
-class Renew:
-    """A replica should be replaced, the new one first, because of `why`. `urgent`: else it dies."""
-
-    replica: Replica
-    generation: int
-    why: str
-    urgent: bool = False
-
-
-News = Message | Doubt | Renew
 
 
 class Effects(Protocol):

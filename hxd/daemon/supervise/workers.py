@@ -19,11 +19,12 @@ from hxd.daemon.store.sources import Source
 from hxd.daemon.supervise.cores import Cores
 from hxd.daemon.supervise.lifecycle import Event, State
 from hxd.daemon.supervise.link import Heard, Loss, Lost
+from hxd.daemon.supervise.news import Message, News
 from hxd.daemon.supervise.process import Program, WorkerProcess, describe_exit
 from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.reserve import Reserve
 from hxd.daemon.supervise.sentinel import Sentinel
-from hxd.daemon.supervise.supervisor import HELLO_SECONDS, Message, News
+from hxd.daemon.supervise.supervisor import HELLO_SECONDS
 
 log = logging.getLogger("hxd.supervise")
 
