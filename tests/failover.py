@@ -303,13 +303,11 @@ async def all_ready(daemon: Daemon, model: str) -> list[Row]:
 
 
 async def pids(daemon: Daemon, model: str) -> dict[str, int]:
-    """Of the workers that serve, once there are two, or one where there is to be no other."""
+    """Of the workers that serve, once all do: whichever takes the next request is among them."""
     found = await rows_when(
-        daemon,
-        model,
-        lambda found: sum(row["state"] == "ready" for row in found) >= min(2, len(found)),
+        daemon, model, lambda found: all(row["state"] == "ready" for row in found)
     )
-    return {row["replica"]: row["pid"] for row in found if row["state"] == "ready"}
+    return {row["replica"]: row["pid"] for row in found}
 
 
 async def server_of(daemon: Daemon, model: str) -> int:
