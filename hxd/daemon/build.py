@@ -135,15 +135,13 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         budget = config.memory.budget
         if budget is None:
             budget = await asyncio.to_thread(automatic_budget)
-        supervisor = Supervisor(
-            inspection.sources,
-            clock,
-            rng,
-            _spare(inspection, budget),
-            lambda name: served[name].gate.stranded > 0,
-        )
+
+        def missed(model: str) -> bool:
+            return served[model].gate.stranded > 0
+
+        supervisor = Supervisor(inspection.sources, clock, rng, _spare(inspection, budget), missed)
         prepare = Variants(config.paths.cache).file_for
-        courtesy = Courtesy(supervisor.all, lambda name: served[name].gate.stranded > 0)
+        courtesy = Courtesy(supervisor.all, missed)
         supervisor.listeners.append(courtesy.changed)
 
         def pressed(model: str) -> None:

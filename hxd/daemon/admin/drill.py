@@ -276,9 +276,8 @@ class _Drill:
 
         inquiry = Inquiry(
             self._setting,
-            self._served.source.name,
+            self._served,
             self._served.gate,
-            self._served.source.settings.queue_time,
             frame,
             _one_vector,
             lambda replica: None,

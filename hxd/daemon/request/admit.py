@@ -195,7 +195,8 @@ class Gate:
         return {min(ready, key=lambda replica: self._busy[replica.id]).id}
 
     async def wait(self, place: Place, seconds: float) -> Lease:
-        """The lease, once granted; raises `Unavailable` when that takes over `seconds`."""
+        """The lease, once granted; raises `Unavailable` when that takes over `seconds`. Whatever it
+        raises, the place is given up."""
         granted = place.granted
         if granted.done() and not granted.cancelled():
             return granted.result()
@@ -203,14 +204,16 @@ class Gate:
             # Not wait_for: in Python 3.11 it swallows a cancel that meets the grant.
             async with asyncio.timeout(seconds):
                 return await granted
-        except TimeoutError:
+        except BaseException as error:
+            # A cancel, the time-out's too, may meet the grant: nobody else would release it.
+            self.abandon([place])
+            if not isinstance(error, TimeoutError):
+                raise
             raise Unavailable(
                 f"no slot of {self._model!r} became free within {seconds:g} s",
                 code="queue_timeout",
                 retry_after=self._supervisor.next_restart(self._model),
             ) from None
-        finally:
-            self._drop(place)
 
     def abandon(self, places: Sequence[Place]) -> None:
         """Give up places and leases that nobody will use."""

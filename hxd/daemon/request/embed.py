@@ -86,9 +86,8 @@ class Embeddings:
         async def ask(served: Served) -> Reply[Vectors]:
             inquiry = Inquiry(
                 self._setting,
-                served.source.name,
+                served,
                 served.gate,
-                served.source.settings.queue_time,
                 frame,
                 partial(Vectors, count, dimensions),
                 partial(self._abilities.confirm, served, capability),

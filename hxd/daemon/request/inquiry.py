@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from hxd import wire
-from hxd.daemon.request.admit import Gate, Lease
+from hxd.daemon.request.admit import Gate, Lease, Place
 from hxd.daemon.request.failover import Next, Trail
 from hxd.daemon.request.models import Served
 from hxd.daemon.request.strand import POISONED, Setting, failure
@@ -55,16 +55,20 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Inquiry(Generic[C]):
-    """`frame` makes the question from its id, `collector` what takes the answer; both anew for
-    each try. `confirm` may refuse the replica. `queue_time` in seconds."""
+    """`gate` is the line of `served` for questions of this kind. `frame` makes the question from
+    its id, `collector` what takes the answer; both anew for each try. `confirm` may refuse the
+    replica."""
 
     setting: Setting
-    model: str
+    served: Served
     gate: Gate
-    queue_time: float
     frame: Callable[[int], wire.Request]
     collector: Callable[[], C]
     confirm: Callable[[Replica], None]
+
+    @property
+    def model(self) -> str:
+        return self.served.source.name
 
     async def reply(self) -> Reply[C]:
         """Raises `HxdError`. Cancelling it cancels what the worker does."""
@@ -72,7 +76,7 @@ class Inquiry(Generic[C]):
             self.setting.poison.check(self.model, self.frame(0))
         trail, clock, metrics = Trail(), self.setting.clock, self.setting.metrics
         avoid: str | None
-        lease = await self._first_lease()
+        lease = await self._wait(self.gate.enter(1)[0])
         lost: tuple[str, float] | None = None
         while True:
             try:
@@ -111,11 +115,11 @@ class Inquiry(Generic[C]):
         setting = self.setting
         match then:
             case Next.ELSEWHERE | Next.ALONE:
-                return await self._lease(avoid, alone=then is Next.ALONE)
+                return await self._wait(self.gate.reenter(avoid=avoid, alone=then is Next.ALONE))
             case Next.LATER if self.gate.budget.take():
                 try:
                     await setting.clock.sleep(trail.pause(setting.random.random()))
-                    return await self._lease(avoid)
+                    return await self._wait(self.gate.reenter(avoid=avoid))
                 finally:
                     self.gate.budget.give_back()
             case Next.POISON:
@@ -152,9 +156,8 @@ class Inquiry(Generic[C]):
                     error = failure(answer)
                     if answer.fault == Fault.BACKEND:
                         lease.grant.failed()
-                        fail(Refused(error, replica))
                     lease.release()
-                    fail(error)
+                    fail(Refused(error, replica) if answer.fault == Fault.BACKEND else error)
                 case Lost(loss=Loss.MOVED):
                     ready = self.setting.supervisor.ready(self.model)
                     others = any(other is not replica and not other.suspect for other in ready)
@@ -187,21 +190,8 @@ class Inquiry(Generic[C]):
             raise
         return Reply(collector, done.prompt_tokens, replica)
 
-    async def _first_lease(self) -> Lease:
-        [place] = self.gate.enter(1)
-        try:
-            return await self.gate.wait(place, self.queue_time)
-        except BaseException:
-            self.gate.abandon([place])
-            raise
-
-    async def _lease(self, avoid: str | None, *, alone: bool = False) -> Lease:
-        place = self.gate.reenter(avoid=avoid, alone=alone)
-        try:
-            return await self.gate.wait(place, self.queue_time)
-        except BaseException:
-            self.gate.abandon([place])
-            raise
+    async def _wait(self, place: Place) -> Lease:
+        return await self.gate.wait(place, self.served.source.settings.queue_time)
 
 
 async def along(

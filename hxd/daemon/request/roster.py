@@ -164,12 +164,7 @@ class Roster:
         bad answer may be a good one, and a last replica that is shut off never recovers.
         """
         now = self._clock.now()
-        ready = self._supervisor.ready(self.model)
-        if len(ready) == 1 and not barred and running.get(ready[0].id, 0) < at_once:
-            [only] = ready
-            if self.standing(only).breaker.state(now) is BreakerState.CLOSED:
-                return self._grant(only)
-        ready = [r for r in ready if r.id not in barred]
+        ready = [r for r in self._supervisor.ready(self.model) if r.id not in barred]
         if avoid is not None:
             ready = [r for r in ready if r.id != avoid] or ready
         open_to = [r for r in ready if running.get(r.id, 0) < at_once]
@@ -189,12 +184,10 @@ class Roster:
             return self._grant(found)
         if any(self._usual(replica) for replica in ready):
             return None
-        idle = [r for r in open_to if not running.get(r.id, 0)]
-        if running and any(running.get(r.id, 0) for r in ready):
+        if any(running.get(r.id, 0) for r in ready):
             return None
-        if found := self._pick(idle, running, at_once):
-            return self._grant(found)
-        return None
+        found = self._pick(open_to, running, at_once)
+        return self._grant(found) if found else None
 
     def probe(self, replica: Replica) -> Grant | None:
         """Leave for a synthetic request to a half-open replica."""

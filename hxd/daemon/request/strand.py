@@ -83,7 +83,7 @@ class Strand:
         self._lost: tuple[str, str, float] | None = None
         self._solitary = 0
         self._blamed: set[str] = set()
-        self._began = 0.0
+        self._sent_at = 0.0
 
     async def start(self, place: Place) -> None:
         """Wait for the slot and send the request there. Raises `HxdError`. The place is its own
@@ -98,13 +98,7 @@ class Strand:
         self._send(lease)
 
     async def _wait(self, place: Place) -> Lease:
-        gate = self._gate
-        try:
-            return await gate.wait(place, self.served.source.settings.queue_time)
-        except BaseException:
-            # Cancelled at the moment of the grant, perhaps.
-            gate.abandon([place])
-            raise
+        return await self._gate.wait(place, self.served.source.settings.queue_time)
 
     @property
     def _gate(self) -> Gate:
@@ -158,7 +152,7 @@ class Strand:
             order.resume = []
         self._vocab = vocab
         self.replicas.add(replica.id)
-        self._began = self._setting.clock.now()
+        self._sent_at = self._setting.clock.now()
         worker = replica.worker
         if worker is None:
             self._hear(Lost(order.id, Loss.KILLED, "the worker ended before it was asked"))
@@ -225,7 +219,7 @@ class Strand:
             self._recovered()
         lease = self._lease
         if lease is not None and done.finish != "cancelled":
-            took = self._setting.clock.now() - self._began
+            took = self._setting.clock.now() - self._sent_at
             lease.grant.succeeded(took / max(1, done.completion_tokens - len(self.order.resume)))
         self._end(done)
 

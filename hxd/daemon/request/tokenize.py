@@ -125,9 +125,8 @@ class Tokenization:
         async def ask(served: Served) -> Reply[C]:
             inquiry = Inquiry(
                 self._setting,
-                served.source.name,
+                served,
                 self._gates[served.source.name],
-                served.source.settings.queue_time,
                 frame,
                 collector,
                 lambda replica: None,

@@ -64,7 +64,6 @@ class Reserve:
         self._wanted: dict[Program, float] = {}
         self._spares: dict[Program, Spare] = {}
         self._not_before: dict[Program, float] = {}
-        self._making: set[Program] = set()
 
     def __len__(self) -> int:
         return len(self._spares)
@@ -78,7 +77,7 @@ class Reserve:
         self._wanted[program] = self._clock.now() + KEPT
 
     async def settle(self) -> None:
-        """Call it when nothing more important starts."""
+        """Call it when nothing more important starts, and not while it runs."""
         now = self._clock.now()
         for program, until in list(self._wanted.items()):
             if until <= now:
@@ -89,22 +88,20 @@ class Reserve:
                 self._not_before[program] = now + PAUSE
             elif program not in self._wanted:
                 await self._drop(program)
-        for program in self._wanted:
+        # A copy: more may die while one is made.
+        for program in list(self._wanted):
             due = self._not_before.get(program, 0.0) <= now
-            if due and program not in self._spares and program not in self._making:
+            if due and program not in self._spares:
                 await self._make(program)
 
     async def _make(self, program: Program) -> None:
         owner = Waiting()
-        self._making.add(program)
         try:
             worker = await WorkerProcess.spawn(program, owner)
         except OSError as error:
             log.warning("plugin=%s no worker in waiting: %s", program.plugin, error)
             self._not_before[program] = self._clock.now() + PAUSE
             return
-        finally:
-            self._making.discard(program)
         if self._able:
             prioritize(worker.pid, LOW)
         self._spares[program] = Spare(worker, owner)
@@ -131,7 +128,9 @@ class Reserve:
         return spare
 
     async def _drop(self, program: Program) -> None:
-        await _end(self._spares.pop(program))
+        # It may have been taken while another one was dropped.
+        if spare := self._spares.pop(program, None):
+            await _end(spare)
 
     def kill_all(self) -> None:
         for spare in self._spares.values():

@@ -94,6 +94,6 @@ class Vitals:
             slowdown=self.creep.slowdown,
             queued=self.queued,
             slots=slots,
-            memory_growth=self.leak.level if self.leak.growth > 0 else 0.0,
+            memory_growth=self.leak.level,
             still=min(1.0, self.still),
         )
