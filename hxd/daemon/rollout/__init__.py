@@ -1,0 +1,1 @@
+"""Versions in service: hot swap, canary, rollback. Knows nothing of HTTP."""
