@@ -24,8 +24,9 @@ from hxd import wire
 from hxd.config import ModelSettings
 from hxd.daemon.admin.metrics import Metrics
 from hxd.daemon.request.admit import Gate
+from hxd.daemon.request.deployment import Deployment, Served
 from hxd.daemon.request.failover import BUDGET_LEAST
-from hxd.daemon.request.models import Catalog, Served
+from hxd.daemon.request.models import Catalog
 from hxd.daemon.request.poison import Poison
 from hxd.daemon.request.probe import Prober
 from hxd.daemon.request.roster import Roster
@@ -719,7 +720,8 @@ class World:
             )
             for name, source in sources.items()
         }
-        self.catalog = Catalog(self.served, {}, 0, routes)
+        deployments = {name: Deployment(name, served) for name, served in self.served.items()}
+        self.catalog = Catalog(deployments, {}, 0, routes)
         self.supervisor.listeners.append(self._transition)
         self.poison = Poison(self.clock)
         self.setting = Setting(self.clock, Metrics(list), self.supervisor, self.poison, rng)

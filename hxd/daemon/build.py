@@ -25,19 +25,19 @@ from hxd.daemon.admin.drill import Drills
 from hxd.daemon.admin.herald import Herald
 from hxd.daemon.admin.metrics import Metrics
 from hxd.daemon.admin.status import Status
-from hxd.daemon.request.admit import Gate
 from hxd.daemon.request.capable import Abilities
 from hxd.daemon.request.connection import ConnectionRunner
+from hxd.daemon.request.deployment import Deployment
 from hxd.daemon.request.embed import Embeddings
 from hxd.daemon.request.generate import Generation
 from hxd.daemon.request.http import Entry, Front, Traffic, error_response, finish_headers
 from hxd.daemon.request.identify import Role
-from hxd.daemon.request.models import Catalog, Served, flatten
+from hxd.daemon.request.models import Catalog, flatten
 from hxd.daemon.request.poison import Poison
 from hxd.daemon.request.probe import Prober
-from hxd.daemon.request.roster import Roster
+from hxd.daemon.request.releases import Releases
 from hxd.daemon.request.strand import Setting
-from hxd.daemon.request.tokenize import AT_ONCE, Tokenization
+from hxd.daemon.request.tokenize import Tokenization
 from hxd.daemon.store import plugins, sources
 from hxd.daemon.store.keys import KeyFileError, KeyStore
 from hxd.daemon.store.sources import Source, SourceError
@@ -45,7 +45,7 @@ from hxd.daemon.supervise import variants
 from hxd.daemon.supervise.cores import Cores
 from hxd.daemon.supervise.courtesy import Courtesy
 from hxd.daemon.supervise.lifecycle import State
-from hxd.daemon.supervise.memory import automatic_budget
+from hxd.daemon.supervise.memory import Room, automatic_budget
 from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.supervisor import Supervisor
 from hxd.daemon.supervise.variants import Variants
@@ -136,48 +136,40 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         if budget is None:
             budget = await asyncio.to_thread(automatic_budget)
 
-        def missed(model: str) -> bool:
-            return served[model].gate.stranded > 0
+        def missed(key: str) -> bool:
+            return releases.stranded(key)
 
-        supervisor = Supervisor(inspection.sources, clock, rng, _spare(inspection, budget), missed)
+        room = Room(budget)
+        supervisor = Supervisor(inspection.sources, clock, rng, room.spare, missed)
+        room.of(supervisor)
         prepare = Variants(config.paths.cache).file_for
         courtesy = Courtesy(supervisor.all, missed)
         supervisor.listeners.append(courtesy.changed)
 
-        def pressed(model: str) -> None:
+        def pressed(key: str) -> None:
             courtesy.arrange()
-            supervisor.hasten(model)
+            supervisor.hasten(key)
 
         cores = Cores(clock)
         workers = Workers(
             supervisor.post, prepare, clock, config.limits.drain, cores, courtesy.arrange
         )
         stack.push_async_callback(workers.aclose)
-        rosters = {
-            name: Roster(source, supervisor, clock, rng)
-            for name, source in inspection.sources.items()
-        }
+        releases = Releases(supervisor, clock, rng, cores.busy, pressed)
         served = {
-            name: Served(
-                source,
-                _gate(
-                    source,
-                    source.at_once,
-                    rosters[name],
-                    supervisor,
-                    cores.busy,
-                    pressed,
-                ),
-            )
-            for name, source in inspection.sources.items()
-        }
-        tokenizing = {
-            name: _gate(source, AT_ONCE, rosters[name], supervisor)
+            name: Deployment(name, releases.open(source))
             for name, source in inspection.sources.items()
         }
         poison = Poison(clock)
         status = Status(
-            config, supervisor, served, inspection.refused, poison, clock, started=clock.wall()
+            config,
+            supervisor,
+            served,
+            releases,
+            inspection.refused,
+            poison,
+            clock,
+            started=clock.wall(),
         )
         metrics = Metrics(status.readings)
 
@@ -187,11 +179,9 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
                 metrics.restarted(name)
             if old is State.DRAINING and replica.heir is not None:
                 metrics.renewed(name)
-            rosters[name].changed(replica, old, new)
             if new is State.STOPPED:
                 cores.forget(replica)
-            served[name].gate.advance()
-            tokenizing[name].advance()
+            releases.changed(replica, old, new)
 
         supervisor.listeners.append(changed)
         for name in served:
@@ -215,8 +205,8 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         abilities = Abilities(catalog, supervisor)
         generation = Generation(abilities, setting, config.limits)
         embeddings = Embeddings(abilities, setting, config.limits)
-        tokenization = Tokenization(abilities, setting, tokenizing, config.limits)
-        prober = Prober(rosters, supervisor, clock)
+        tokenization = Tokenization(abilities, setting, config.limits)
+        prober = Prober(releases.rosters, supervisor, clock)
         herald = Herald(status, clock)
         drills = Drills(served, supervisor, setting, clock)
         admin = AdminApi(status, catalog, metrics, inspection.keys, front, clock, drills)
@@ -233,24 +223,6 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             config.listen.http.host,
             port,
         )
-
-
-def _spare(inspection: Inspection, budget: int) -> Callable[[Source], bool]:
-    """Whether one more replica of a source fits into the budget beside all that there are."""
-    planned = sum(s.estimate * s.settings.replicas for s in inspection.sources.values())
-    return lambda source: planned + source.estimate <= budget
-
-
-def _gate(
-    source: Source,
-    at_once: int,
-    roster: Roster,
-    supervisor: Supervisor,
-    busy: Callable[[Replica, bool], None] = lambda replica, busy: None,
-    pressed: Callable[[str], None] = lambda model: None,
-) -> Gate:
-    settings = source.settings
-    return Gate(roster, settings.replicas, at_once, settings.queue, supervisor, busy, pressed)
 
 
 def routes(

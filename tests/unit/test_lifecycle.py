@@ -83,7 +83,7 @@ class Source:
     """As much of a `store.sources.Source` as the supervisor reads."""
 
     def __init__(self, replicas: int) -> None:
-        self.name = "m"
+        self.name = self.key = "m"
         self.settings = ModelSettings(source="x", replicas=replicas, load_time=7.0)
 
 

@@ -20,8 +20,8 @@ from typing import Any
 from hxd import wire
 from hxd.clock import Clock
 from hxd.daemon.request.call import Call
+from hxd.daemon.request.deployment import Deployment, Served
 from hxd.daemon.request.inquiry import Inquiry
-from hxd.daemon.request.models import Served
 from hxd.daemon.request.strand import Setting
 from hxd.daemon.request.vectors import Vectors
 from hxd.daemon.supervise.replica import Replica
@@ -104,7 +104,11 @@ class Drills:
     """One at a time."""
 
     def __init__(
-        self, served: Mapping[str, Served], supervisor: Supervisor, setting: Setting, clock: Clock
+        self,
+        served: Mapping[str, Deployment],
+        supervisor: Supervisor,
+        setting: Setting,
+        clock: Clock,
     ) -> None:
         self._served = served
         self._supervisor = supervisor
@@ -119,7 +123,7 @@ class Drills:
         async with self._busy:
             served = self._choose(model)
             name = served.source.name
-            ready = self._supervisor.ready(name)
+            ready = self._supervisor.ready(served.source.key)
             if not ready:
                 raise Unavailable(f"no replica of {name!r} is ready", retry_after=1.0)
             if len(ready) - 1 < LEFT and not force:
@@ -143,11 +147,12 @@ class Drills:
             if not self._served:
                 raise CallerError("no model is served", status=409, code="drill_refused")
             return max(
-                self._served.values(), key=lambda one: len(self._supervisor.ready(one.source.name))
+                (deployment.current for deployment in self._served.values()),
+                key=lambda one: len(self._supervisor.ready(one.source.key)),
             )
         if model not in self._served:
             raise ModelNotFound(model, self._served)
-        return self._served[model]
+        return self._served[model].current
 
 
 class _Drill:
@@ -200,14 +205,14 @@ class _Drill:
     def _victim(self) -> Replica:
         """The busiest: that is where a fault hurts."""
         gate = self._served.gate
-        ready = self._supervisor.ready(self._served.source.name)
+        ready = self._supervisor.ready(self._served.source.key)
         if not ready:
             raise Unavailable("the last replica went away before the drill began", retry_after=1.0)
         return max(ready, key=gate.running_on)
 
     async def _strong_again(self, victim: Replica, generation: int, struck: float) -> None:
         """Until as many are ready as were before. A slow worker need not be replaced."""
-        name = self._served.source.name
+        key = self._served.source.key
         gone = self._fault is Fault.SLOW
         deadline = struck + LONGEST
         slow_until = struck + SLOW_SECONDS if gone else struck
@@ -216,7 +221,7 @@ class _Drill:
             gone = gone or victim.generation != generation
             if not gone or self._clock.now() < slow_until:
                 continue
-            if len(self._supervisor.ready(name)) >= self._strength:
+            if len(self._supervisor.ready(key)) >= self._strength:
                 self.report.full_strength = self._clock.now() - struck
                 return
         self.report.problems.append(f"not at full strength {LONGEST:g} s after the fault")
@@ -241,7 +246,7 @@ class _Drill:
             self.report.problems.append(what)
 
     async def _ask(self, number: int) -> Any:
-        replicas = self._supervisor.ready(self._served.source.name)
+        replicas = self._supervisor.ready(self._served.source.key)
         can = next((r.loaded.capabilities for r in replicas if r.loaded is not None), ["generate"])
         if "generate" in can:
             return await self._generate(number)

@@ -12,13 +12,15 @@ from hxd.clock import Clock
 from hxd.conditions import Alarms, Condition
 from hxd.config import Config
 from hxd.daemon.admin.metrics import ModelReading, ReplicaReading
-from hxd.daemon.request.breaker import Cause
+from hxd.daemon.request.breaker import Breaker, Cause
 from hxd.daemon.request.breaker import State as BreakerState
-from hxd.daemon.request.models import Served, flatten
+from hxd.daemon.request.deployment import Deployment, Served
+from hxd.daemon.request.models import flatten
 from hxd.daemon.request.poison import Poison
+from hxd.daemon.request.releases import Releases
 from hxd.daemon.request.roster import Roster
 from hxd.daemon.store.sources import SourceError
-from hxd.daemon.supervise.health import Health
+from hxd.daemon.supervise.health import Health, Signs, assess
 from hxd.daemon.supervise.lifecycle import State
 from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.supervisor import Supervisor
@@ -30,7 +32,8 @@ class Status:
 
     config: Config
     supervisor: Supervisor
-    served: Mapping[str, Served]
+    served: Mapping[str, Deployment]
+    releases: Releases
     refused: Mapping[str, SourceError]
     poison: Poison
     clock: Clock
@@ -46,14 +49,20 @@ class Status:
                 continue
             if name in self.refused:
                 reasons.append(f"model {name}: {self.refused[name].key}: {self.refused[name]}")
-            elif not self.supervisor.ready(name):
+            elif not self.ready(name):
                 reasons.append(f"model {name}: {self._why(name)}")
         return reasons
 
+    def ready(self, name: str) -> list[Replica]:
+        """Ready replicas of the release of a model that is in service."""
+        deployment = self.served.get(name)
+        return [] if deployment is None else self.supervisor.ready(deployment.current.source.key)
+
     def _why(self, name: str) -> str:
-        if problems := self.supervisor.problems(name):
+        key = self.served[name].current.source.key if name in self.served else name
+        if problems := self.supervisor.problems(key):
             return "; ".join(problems)
-        replicas = self.supervisor.replicas.get(name, [])
+        replicas = self.supervisor.replicas.get(key, [])
         states = [f"{r.id} {r.state.value}" + (f" ({r.note})" if r.note else "") for r in replicas]
         return ", ".join(states)
 
@@ -68,23 +77,25 @@ class Status:
             yield Condition("daemon-draining", "", "running requests finish", now)
         for name, error in self.refused.items():
             yield Condition("model-refused", name, f"{error.key}: {error}", self.started)
-        for name, served in self.served.items():
-            replicas = self.supervisor.replicas[name]
-            if not self.supervisor.ready(name):
+        for name, deployment in self.served.items():
+            served = deployment.current
+            replicas = self.supervisor.replicas.get(served.source.key, [])
+            if not self.ready(name):
                 yield Condition("model-unavailable", name, self._why(name), now)
             elif served.gate.roster.limping():
                 yield Condition("model-limping", name, self._why_limping(served), now)
-            elif served.source.settings.replicas > 1 and len(self.supervisor.ready(name)) == 1:
+            elif served.source.settings.replicas > 1 and len(self.ready(name)) == 1:
                 yield Condition("model-single", name, self._why(name), now)
-            if all(self._loops(replica) for replica in replicas):
+            if replicas and all(self._loops(replica) for replica in replicas):
                 yield Condition("replica-crash-loop", name, self._why(name), now)
-            for replica in replicas:
-                yield from self._raised_by(replica, served.gate.roster, now)
+            for one in deployment.releases():
+                for replica in self.supervisor.replicas.get(one.source.key, ()):
+                    yield from self._raised_by(replica, one.gate.roster, now)
         if blocked := len(self.poison):
             yield Condition("requests-blocked", "", f"{blocked} by their fingerprints", now)
         for route, chain in flatten(self.config.routes).items():
             able = [name for name in chain if name in self.served]
-            able = [name for name in able if self.served[name].gate.able()]
+            able = [name for name in able if self.served[name].current.gate.able()]
             if able and able[0] != chain[0]:
                 yield Condition("route-on-fallback", route, f"{able[0]}, not {chain[0]}", now)
 
@@ -128,7 +139,7 @@ class Status:
     def _why_limping(self, served: Served) -> str:
         monotonic = self.clock.now()
         rates = []
-        for replica in self.supervisor.ready(served.source.name):
+        for replica in self.supervisor.ready(served.source.key):
             breaker = served.gate.roster.standing(replica).breaker
             failures, total = breaker.errors(monotonic)
             rates.append(f"{replica.id} failed {failures} of {total}")
@@ -150,13 +161,14 @@ class Status:
     def models(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         for name, settings in self.config.models.items():
-            served = self.served.get(name)
-            if served is None:
+            deployment = self.served.get(name)
+            if deployment is None:
                 rows.append(
                     {"model": name, "state": "refused", "problem": str(self.refused.get(name))}
                 )
                 continue
-            ready = len(self.supervisor.ready(name))
+            served = deployment.current
+            ready = len(self.ready(name))
             rows.append(
                 {
                     "model": name,
@@ -173,8 +185,9 @@ class Status:
                     "queue": settings.queue,
                     "health": {
                         replica.id: self._score(replica)
-                        for replica in self.supervisor.replicas[name]
+                        for replica in self.supervisor.replicas.get(served.source.key, ())
                     },
+                    "releases": [self._release(one) for one in deployment.releases()],
                 }
             )
         return rows
@@ -184,13 +197,15 @@ class Status:
         return [
             {
                 "replica": replica.id,
-                "model": name,
+                "model": replica.source.name,
+                "version": replica.source.version,
+                "variant": replica.source.variant,
                 "state": replica.state.value,
                 "since_seconds": round(now - replica.since, 1),
                 "pid": replica.worker.pid
                 if replica.worker and replica.state.value not in ("failed", "stopped")
                 else None,
-                "running": self.served[name].gate.running_on(replica),
+                "running": self._running_on(replica),
                 "restarts": replica.restarts,
                 "breaker": self._breaker(replica),
                 "health": self._health(replica),
@@ -200,9 +215,34 @@ class Status:
                 "capabilities": replica.loaded.capabilities if replica.loaded else [],
                 "gauges": replica.gauges,
             }
-            for name, replicas in self.supervisor.replicas.items()
-            for replica in replicas
+            for replica in self.supervisor.all()
         ]
+
+    def _running_on(self, replica: Replica) -> int:
+        served = self.releases.of(replica)
+        return served.gate.running_on(replica) if served is not None else 0
+
+    def _release(self, served: Served) -> dict[str, Any]:
+        """One of what a model has workers for, and its share of the new requests."""
+        source, deployment = served.source, served.deployment
+        trial = deployment.trial if deployment is not None else None
+        on_trial = trial is not None and trial.served is served
+        share = 0.0
+        if trial is not None and on_trial:
+            share = trial.share
+        elif deployment is not None and served is deployment.current:
+            share = 1.0 - (trial.share if trial is not None else 0.0)
+        return {
+            "release": source.key,
+            "version": source.version,
+            "variant": source.variant,
+            "plugin": f"{source.plugin.manifest.name}@{source.plugin.manifest.version}",
+            "share": round(share, 4),
+            "replicas": len(self.supervisor.replicas.get(source.key, ())),
+            "ready": len(self.supervisor.ready(source.key)),
+            "running": served.gate.running,
+            "waiting": served.gate.waiting,
+        }
 
     def breakers(self) -> Iterator[tuple[str, tuple[str, str | None]]]:
         """State and cause of each replica's breaker."""
@@ -212,12 +252,18 @@ class Status:
 
     def _score(self, replica: Replica) -> float:
         """0 for one that can't take a request."""
-        roster = self.served[replica.source.name].gate.roster
-        return round(roster.health(replica).score, 3) if replica.takes else 0.0
+        roster = self._roster(replica)
+        return round(roster.health(replica).score, 3) if replica.takes and roster else 0.0
+
+    def _roster(self, replica: Replica) -> Roster | None:
+        """None once its release has no part in the model any more."""
+        served = self.releases.of(replica)
+        return served.gate.roster if served is not None else None
 
     def _breaker(self, replica: Replica) -> dict[str, Any]:
         now = self.clock.now()
-        breaker = self.served[replica.source.name].gate.roster.standing(replica).breaker
+        roster = self._roster(replica)
+        breaker = roster.standing(replica).breaker if roster is not None else Breaker()
         state = breaker.state(now)
         failures, requests = breaker.errors(now)
         return {
@@ -230,10 +276,10 @@ class Status:
         }
 
     def _health(self, replica: Replica) -> dict[str, Any]:
-        roster = self.served[replica.source.name].gate.roster
-        health = roster.health(replica)
+        roster = self._roster(replica)
+        health = roster.health(replica) if roster is not None else assess(Signs())
         shown: dict[str, Any] = {name: round(part, 3) for name, part in asdict(health).items()}
-        shown["weight"] = round(roster.weight(replica), 3)
+        shown["weight"] = round(roster.weight(replica), 3) if roster is not None else 0.0
         if replica.vitals is not None:
             vitals = replica.vitals
             shown["slowdown"] = vitals.creep.slowdown and round(vitals.creep.slowdown, 2)
@@ -243,26 +289,37 @@ class Status:
         return shown
 
     def readings(self) -> Iterator[ModelReading]:
-        for name, served in self.served.items():
-            settings = served.source.settings
-            replicas = self.supervisor.replicas[name]
-            slots = served.source.at_once * len(self.supervisor.ready(name))
+        for name, deployment in self.served.items():
+            releases = list(deployment.releases())
+            replicas = [
+                replica
+                for served in releases
+                for replica in self.supervisor.replicas.get(served.source.key, ())
+            ]
+            slots = sum(
+                served.source.at_once * len(self.supervisor.ready(served.source.key))
+                for served in releases
+            )
+            running = sum(served.gate.running for served in releases)
             states = Counter(replica.state.value for replica in replicas)
             yield ModelReading(
                 model=name,
-                running=served.gate.running,
-                waiting=served.gate.waiting,
+                running=running,
+                waiting=sum(served.gate.waiting for served in releases),
                 slots=slots,
-                queue=settings.queue,
-                replicas=[self._reading(replica) for replica in replicas],
-                retrying=served.gate.budget.taken,
+                queue=deployment.current.source.settings.queue,
+                replicas=[
+                    self._reading(replica, roster)
+                    for replica in replicas
+                    if (roster := self._roster(replica)) is not None
+                ],
+                retrying=sum(served.gate.budget.taken for served in releases),
                 states={state.value: states[state.value] for state in State},
-                used_context=_cache_use(replicas, served.gate.running / slots if slots else 0.0),
+                used_context=_cache_use(replicas, running / slots if slots else 0.0),
                 gauges={replica.id: replica.gauges for replica in replicas if replica.takes},
             )
 
-    def _reading(self, replica: Replica) -> ReplicaReading:
-        roster = self.served[replica.source.name].gate.roster
+    def _reading(self, replica: Replica, roster: Roster) -> ReplicaReading:
         return ReplicaReading(
             replica=replica.id,
             state=replica.state.value,

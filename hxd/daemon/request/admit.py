@@ -50,8 +50,8 @@ class Place:
 
 
 class Gate:
-    """Admission to one model. `budget` bounds how many of its requests are being tried again;
-    `busy` is told when a replica gets its first request, or has lost its last one, `pressed` when
+    """Admission to one release of a model. `budget` bounds how many of its requests are being tried
+    again; `busy` is told when a replica gets its first request or has lost its last, `pressed` when
     a sequence that lost its worker finds no other."""
 
     def __init__(
@@ -68,15 +68,20 @@ class Gate:
         self._tell_pressed = pressed
         self.roster = roster
         self._model = roster.model
-        self._capacity = replicas * at_once
+        self._key = roster.key
         self._slots = at_once
-        self._queue = queue
+        self.resize(replicas, queue)
         self._supervisor = supervisor
         self._busy: Counter[str] = Counter()
         self._line: deque[Place] = deque()
         self._moved: deque[Place] = deque()
         self._solitary: set[str] = set()
         self.budget = RetryBudget(lambda: self.running)
+
+    def resize(self, replicas: int, queue: int) -> None:
+        """As the settings say now; who is in line already stays there."""
+        self._capacity = replicas * self._slots
+        self._queue = queue
 
     @property
     def waiting(self) -> int:
@@ -140,7 +145,7 @@ class Gate:
         self._moved.append(place)
         self.advance()
         if self._moved:
-            self._tell_pressed(self._model)
+            self._tell_pressed(self._key)
         return place
 
     def _place(self, avoid: str | None = None, alone: bool = False) -> Place:
@@ -168,7 +173,7 @@ class Gate:
             return True
         barred = self._solitary | self._reserved(place)
         if place.alone:
-            ready = self._supervisor.ready(self._model)
+            ready = self._supervisor.ready(self._key)
             if len(ready) < 2:
                 return False
             # Not even one that was alone itself: it may do its harm later.
@@ -189,7 +194,7 @@ class Gate:
         that it gets one even when there is always somebody in line."""
         if place.alone or not any(p.alone and not p.granted.done() for p in self._moved):
             return set()
-        ready = self._supervisor.ready(self._model)
+        ready = self._supervisor.ready(self._key)
         if len(ready) < 2 or self._solitary:
             return set()
         return {min(ready, key=lambda replica: self._busy[replica.id]).id}
@@ -212,7 +217,7 @@ class Gate:
             raise Unavailable(
                 f"no slot of {self._model!r} became free within {seconds:g} s",
                 code="queue_timeout",
-                retry_after=self._supervisor.next_restart(self._model),
+                retry_after=self._supervisor.next_restart(self._key),
             ) from None
 
     def abandon(self, places: Sequence[Place]) -> None:
@@ -252,7 +257,7 @@ class Gate:
         self.advance()
 
     def _free(self) -> int:
-        ready = self._supervisor.ready(self._model)
+        ready = self._supervisor.ready(self._key)
         return sum(self._slots - self._busy[replica.id] for replica in ready)
 
     def _raise_if_hopeless(self) -> None:
@@ -261,11 +266,11 @@ class Gate:
 
     def _hopeless(self) -> Unavailable | None:
         supervisor = self._supervisor
-        if supervisor.ready(self._model) or supervisor.coming(self._model):
+        if supervisor.ready(self._key) or supervisor.coming(self._key):
             return None
-        why = "; ".join(supervisor.problems(self._model)) or "it is stopped"
+        why = "; ".join(supervisor.problems(self._key)) or "it is stopped"
         return Unavailable(
             f"the model {self._model!r} can't answer now: {why}",
             code="model_unavailable",
-            retry_after=supervisor.next_restart(self._model),
+            retry_after=supervisor.next_restart(self._key),
         )

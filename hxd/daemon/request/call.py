@@ -9,7 +9,7 @@ from functools import partial
 
 from hxd import wire
 from hxd.daemon.request.admit import Place
-from hxd.daemon.request.models import Served
+from hxd.daemon.request.deployment import Served
 from hxd.daemon.request.strand import Said, Setting, Strand
 from hxd.errors import HxdError
 
@@ -54,6 +54,14 @@ class Call:
     def served(self) -> Served:
         """The model that answers, as far as is known."""
         return self._strands[0].served if self._strands else self.chain[0]
+
+    @property
+    def releases(self) -> list[Served]:
+        """Everything that has worked on it, in order."""
+        found: dict[str, Served] = {}
+        for strand in self._strands:
+            found |= {served.source.key: served for served in strand.releases}
+        return list(found.values())
 
     @property
     def replicas(self) -> set[str]:

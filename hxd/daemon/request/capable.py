@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hxd.daemon.request.models import Catalog, Served
+from hxd.daemon.request.deployment import NOBODY, Asker, Served
+from hxd.daemon.request.models import Catalog
 from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.supervisor import Supervisor
 from hxd.errors import CallerError
@@ -26,17 +27,19 @@ class Abilities:
 
     def of(self, served: Served) -> frozenset[str] | None:
         """None while no replica has loaded yet."""
-        replicas = self.supervisor.replicas.get(served.source.name, [])
+        replicas = self.supervisor.replicas.get(served.source.key, [])
         said = [r.loaded.capabilities for r in replicas if r.loaded is not None]
         return frozenset().union(*said) if said else None
 
-    def find(self, reference: str | None, capability: str | None) -> list[Served]:
-        """The models that may answer for the model or route that `reference` names, best first; or
-        the only one that could be meant. Raises `CallerError` when none can do it, or as
+    def find(
+        self, reference: str | None, capability: str | None, asker: Asker = NOBODY
+    ) -> list[Served]:
+        """The releases that may answer for the model or route that `reference` names, best first,
+        or for the only model that could be meant. Raises `CallerError` when none can do it, or as
         `Catalog.find`."""
         if reference is None:
-            return [self._only(capability)]
-        chain = self.catalog.chain(reference)
+            return self.catalog.chain(self._only(capability).source.name, asker)
+        chain = self.catalog.chain(reference, asker)
         if capability is not None:
             able = [served for served in chain if self._may_do(served, capability)]
             if not able:
@@ -55,7 +58,7 @@ class Abilities:
             raise self._unable(served, capability)
 
     def _only(self, capability: str | None) -> Served:
-        able = list(self.catalog.served.values())
+        able = [deployment.current for deployment in self.catalog.served.values()]
         if capability is not None:
             able = [one for one in able if self._may(one, capability)]
         if not able and capability is not None:
@@ -71,7 +74,11 @@ class Abilities:
         return served.source.embeds if known is None else capability in known
 
     def _unable(self, served: Served, capability: str) -> CallerError:
-        able = [one for one in self.catalog.served.values() if capability in (self.of(one) or ())]
+        able = [
+            deployment.current
+            for deployment in self.catalog.served.values()
+            if capability in (self.of(deployment.current) or ())
+        ]
         verb = VERBS[capability]
         others = f"{_names(able)} can" if able else "no model served here can"
         return CallerError(

@@ -13,8 +13,8 @@ from hxd import wire
 from hxd.config.settings import Limits
 from hxd.daemon.request import receive_inputs, reply, transfer, vectors
 from hxd.daemon.request.capable import Abilities
+from hxd.daemon.request.deployment import Asker, Served
 from hxd.daemon.request.inquiry import Inquiry, Reply, along
-from hxd.daemon.request.models import Served
 from hxd.daemon.request.receive_inputs import RerankRequest
 from hxd.daemon.request.strand import Setting
 from hxd.daemon.request.vectors import Render, Vectors
@@ -80,7 +80,8 @@ class Embeddings:
         count: int,
         dimensions: int | None = None,
     ) -> tuple[Served, Reply[Vectors]]:
-        chain = self._abilities.find(model, capability)
+        asker = Asker(request.get("key", ""), lambda: repr(frame(0)).encode()[:4096])
+        chain = self._abilities.find(model, capability, asker)
         request["model"] = chain[0].source.name
 
         async def ask(served: Served) -> Reply[Vectors]:

@@ -17,7 +17,7 @@ from hxd.config.settings import Limits
 from hxd.daemon.request import receive, reply, transfer
 from hxd.daemon.request.call import Call, Piece
 from hxd.daemon.request.capable import Abilities
-from hxd.daemon.request.models import Served
+from hxd.daemon.request.deployment import Asker, Served
 from hxd.daemon.request.strand import Setting
 from hxd.errors import HxdError, Unavailable
 
@@ -89,7 +89,8 @@ class Generation:
         orders: list[wire.Generate],
         limit: int | None,
     ) -> Work:
-        chain = self._abilities.find(asked.model, "generate")
+        asker = Asker(request.get("key", ""), partial(_conversation, orders))
+        chain = self._abilities.find(asked.model, "generate", asker)
         seed = secrets.randbits(63) if asked.seed is None else asked.seed & _SEED_MASK
         choices = asked.n or 1
         sampling, constraint = receive.sampling(asked), receive.constraint(asked)
@@ -203,12 +204,31 @@ def _headers(call: Call) -> dict[str, str]:
 
 def _disclosed(call: Call) -> dict[str, Any]:
     """What is only known at the end of an answer: `model` and `replicas` are who has worked on it,
-    which `x-hxd-model` and `x-hxd-replica` can't say of those who came later."""
-    return {
+    which `x-hxd-model` and `x-hxd-replica` can't say of those who came later; `version` and
+    `variant` are those of the last one, and `versions` is there when they were several."""
+    source = call.served.source
+    said: dict[str, Any] = {
         "failovers": call.failovers,
-        "model": call.served.source.name,
+        "model": source.name,
+        "version": source.version,
+        "variant": source.variant,
         "replicas": sorted(call.replicas),
     }
+    if len(call.releases) > 1:
+        said["versions"] = [
+            f"{one.source.name}:{one.source.variant}@{one.source.version}" for one in call.releases
+        ]
+    return said
+
+
+def _conversation(orders: list[wire.Generate]) -> bytes:
+    """What all turns of a conversation begin with: system prompt and first message of the user."""
+    order = orders[0]
+    if order.messages:
+        first = next((m for m in order.messages if m.role == "user"), order.messages[0])
+        return repr((order.messages[0].content, first.content)).encode("utf-8", "replace")
+    text = order.text if order.text is not None else repr(order.tokens)
+    return text[:256].encode("utf-8", "replace")
 
 
 def draining(retry_after: float) -> Unavailable:

@@ -13,8 +13,8 @@ from typing import Generic, Protocol, TypeVar
 
 from hxd import wire
 from hxd.daemon.request.admit import Gate, Lease, Place
+from hxd.daemon.request.deployment import Outcome, Served
 from hxd.daemon.request.failover import Next, Trail
-from hxd.daemon.request.models import Served
 from hxd.daemon.request.strand import POISONED, Setting, failure
 from hxd.daemon.supervise.link import Heard, Loss, Lost, new_id
 from hxd.daemon.supervise.replica import Replica
@@ -75,6 +75,7 @@ class Inquiry(Generic[C]):
         if len(self.setting.poison):
             self.setting.poison.check(self.model, self.frame(0))
         trail, clock, metrics = Trail(), self.setting.clock, self.setting.metrics
+        asked = clock.now()
         avoid: str | None
         lease = await self._wait(self.gate.enter(1)[0])
         lost: tuple[str, float] | None = None
@@ -83,6 +84,7 @@ class Inquiry(Generic[C]):
                 answer = await self._ask(lease)
                 if lost is not None:
                     metrics.failover(self.model, "retry", lost[0], clock.now() - lost[1])
+                self._report(Outcome(None, clock.now() - asked))
                 return answer
             except Died as died:
                 error: HxdError = BackendError(f"the worker died: {died}", code=wire.WORKER_DIED)
@@ -91,17 +93,24 @@ class Inquiry(Generic[C]):
                 )
                 # Its replica may be had again: by then it is another process.
                 cause, avoid = died.lost.loss.value, None
+                if died.lost.loss in (Loss.CRASHED, Loss.STALLED):
+                    self._report(Outcome(cause))
                 if self._proven(died.lost):
                     then = Next.POISON
             except Refused as refused:
                 then, error = trail.failed(), refused.error
                 cause, avoid = "error", refused.replica.id
+                self._report(Outcome(error.code or "error"))
             if lost is not None:
                 metrics.failover(self.model, "retry", lost[0])
             lost = cause, clock.now() if lost is None else lost[1]
             if then is not Next.POISON and len(self.setting.poison):
                 self.setting.poison.check(self.model, self.frame(0))
             lease = await self._again(then, trail, cause, avoid, error)
+
+    def _report(self, outcome: Outcome) -> None:
+        if self.served.heard is not None:
+            self.served.heard(outcome)
 
     def _proven(self, lost: Lost) -> bool:
         """Whether the question has ended a worker by itself, and not for the first time."""
@@ -159,8 +168,10 @@ class Inquiry(Generic[C]):
                     lease.release()
                     fail(Refused(error, replica) if answer.fault == Fault.BACKEND else error)
                 case Lost(loss=Loss.MOVED):
-                    ready = self.setting.supervisor.ready(self.model)
+                    ready = self.setting.supervisor.ready(self.served.source.key)
                     others = any(other is not replica and not other.suspect for other in ready)
+                    after = self.served.successor
+                    others = others or (after is not None and after.gate.able())
                     if others and worker is not None and not answered.done():
                         worker.link.leave(id)
                         lease.release()
@@ -197,11 +208,17 @@ class Inquiry(Generic[C]):
 async def along(
     chain: Sequence[Served], ask: Callable[[Served], Awaitable[Reply[C]]]
 ) -> tuple[Served, Reply[C]]:
-    """The answer of the first model of the chain that can give one, and which that is. Raises what
-    the last one said."""
+    """The answer of the first release of the chain that can give one, and which that is; one that
+    is in service no more hands over to the one that is. Raises what the last one said."""
     for served in chain[:-1]:
         try:
             return served, await ask(served)
         except (Unavailable, BackendError):
             continue
-    return chain[-1], await ask(chain[-1])
+    served = chain[-1]
+    try:
+        return served, await ask(served)
+    except (Unavailable, BackendError):
+        if served.successor is None:
+            raise
+        return served.successor, await ask(served.successor)

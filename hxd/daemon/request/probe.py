@@ -27,8 +27,8 @@ class Prober:
     async def run(self) -> None:
         while True:
             await self._clock.sleep(INTERVAL)
-            for model, roster in self._rosters.items():
-                for replica in self._supervisor.ready(model):
+            for key, roster in list(self._rosters.items()):
+                for replica in self._supervisor.ready(key):
                     self._try(replica, roster)
 
     def _try(self, replica: Replica, roster: Roster) -> None:

@@ -1,4 +1,4 @@
-"""The replicas of one model in the eyes of who hands out work: breaker, health, weight, turn.
+"""The replicas of one release in the eyes of who hands out work: breaker, health, weight, turn.
 
 Owns the breakers and what requests have taught about replicas; whether a replica exists and lives
 is the supervisor's. Everything that may send to a worker asks here: the gates, and the prober.
@@ -79,39 +79,51 @@ class Grant:
 
 
 class Roster:
-    """`at_once` is how many requests one replica works on at a time."""
+    """Of one release; `at_once` is how many requests one replica works on at a time."""
 
     def __init__(
         self, source: Source, supervisor: Supervisor, clock: Clock, rng: random.Random
     ) -> None:
         self.model = source.name
+        self.key = source.key
         self.at_once = source.at_once
-        self.policy_name = policy_for(source)
-        self._shares = source.settings.weights
         self._supervisor = supervisor
         self._clock = clock
-        self._policy = make(self.policy_name, rng)
+        self._random = rng
         self._standings: dict[str, Standing] = {}
+        self.policy_name = ""
+        self.arrange(source)
+
+    def arrange(self, source: Source) -> None:
+        """Policy and weights as the settings say now."""
+        if self.policy_name != (name := policy_for(source)):
+            self.policy_name, self._policy = name, make(name, self._random)
+        self._shares = source.settings.weights
+        for replica in self._supervisor.replicas.get(self.key, ()):
+            if replica.id in self._standings:
+                self._standings[replica.id].share = self._share(replica)
+
+    def _share(self, replica: Replica) -> float:
+        place = replica.place
+        return self._shares[place] if place < len(self._shares) else 1.0
 
     def standing(self, replica: Replica) -> Standing:
         found = self._standings.get(replica.id)
         if found is None:
-            place = replica.place
-            share = self._shares[place] if place < len(self._shares) else 1.0
-            found = self._standings[replica.id] = Standing(share)
+            found = self._standings[replica.id] = Standing(self._share(replica))
         return found
 
     def changed(self, replica: Replica, old: State, new: State) -> None:
         """A transition of one of the model's replicas; the supervisor's listener calls it."""
         if old is State.READY and new is State.FAILED:
             self.standing(replica).breaker.died(self._clock.now())
-        if new is State.STOPPED and replica not in self._supervisor.replicas[self.model]:
+        if new is State.STOPPED and replica not in self._supervisor.replicas.get(self.key, ()):
             self._standings.pop(replica.id, None)
 
     def demanded(self) -> None:
         """The model has received one request."""
         now = self._clock.now()
-        for replica in self._supervisor.ready(self.model):
+        for replica in self._supervisor.ready(self.key):
             self.standing(replica).breaker.demanded(now)
 
     def health(self, replica: Replica) -> Health:
@@ -140,11 +152,11 @@ class Roster:
 
     def able(self) -> bool:
         """Whether some replica may take requests as usual."""
-        return any(self._usual(replica) for replica in self._supervisor.ready(self.model))
+        return any(self._usual(replica) for replica in self._supervisor.ready(self.key))
 
     def limping(self) -> bool:
         """Whether only replicas are left that keep failing requests."""
-        ready = self._supervisor.ready(self.model)
+        ready = self._supervisor.ready(self.key)
         return bool(ready) and not self.able()
 
     def choose(
@@ -164,7 +176,7 @@ class Roster:
         bad answer may be a good one, and a last replica that is shut off never recovers.
         """
         now = self._clock.now()
-        ready = [r for r in self._supervisor.ready(self.model) if r.id not in barred]
+        ready = [r for r in self._supervisor.ready(self.key) if r.id not in barred]
         if avoid is not None:
             ready = [r for r in ready if r.id != avoid] or ready
         open_to = [r for r in ready if running.get(r.id, 0) < at_once]

@@ -19,8 +19,8 @@ from hxd import wire
 from hxd.clock import Clock
 from hxd.daemon.admin.metrics import Metrics
 from hxd.daemon.request.admit import Gate, Lease, Place
+from hxd.daemon.request.deployment import Outcome, Served
 from hxd.daemon.request.failover import PROBATION, Next, Trail
-from hxd.daemon.request.models import Served
 from hxd.daemon.request.poison import Poison
 from hxd.daemon.request.told import Told
 from hxd.daemon.supervise.link import Heard, Loss, Lost, new_id
@@ -69,6 +69,8 @@ class Strand:
         self.order = order
         self.served = chain[0]
         self.replicas: set[str] = set()
+        self.releases: list[Served] = []
+        self._spent: set[str] = set()
         self.failovers = 0
         self.began = False
         self.ended = False
@@ -84,6 +86,8 @@ class Strand:
         self._solitary = 0
         self._blamed: set[str] = set()
         self._sent_at = 0.0
+        self._first_at: float | None = None
+        self._sent = 0
 
     async def start(self, place: Place) -> None:
         """Wait for the slot and send the request there. Raises `HxdError`. The place is its own
@@ -118,24 +122,35 @@ class Strand:
         chain, after = self._chain, self._after()
         if after is None:
             return False
+        self._spent.add(self.served.source.key)
+        if after not in chain:
+            chain.append(after)
         if chain[0] is not after:
             del chain[: chain.index(after)]
-            self._setting.metrics.fell_back(after.source.name)
+            if after.source.name != self.served.source.name:
+                self._setting.metrics.fell_back(after.source.name)
         self.served = after
         return True
 
     def _after(self) -> Served | None:
-        """The next model of the chain that can take over what this one has begun. Another sequence
-        of the request may have gone on to it already."""
+        """The next release of the chain that can take over what this one has begun. Another strand
+        of the request may have gone on to it already. One that is in service no more hands over to
+        the one that is."""
         chain = self._chain
-        rest = chain[1:] if self.served is chain[0] else chain
-        return next((served for served in rest if self._fits(served)), None)
+        rest = chain[1:] if self.served is chain[0] else list(chain)
+        rest += [one for one in (self.served.successor, self.served.refuge) if one is not None]
+        return next(
+            (one for one in rest if one.source.key not in self._spent and self._fits(one)), None
+        )
 
     def _fits(self, served: Served) -> bool:
         if self._whole or not self._told.something:
             return True
-        replicas = self._setting.supervisor.replicas.get(served.source.name, ())
+        replicas = self._setting.supervisor.replicas.get(served.source.key, ())
         vocabs = {r.loaded.vocab for r in replicas if r.loaded is not None}
+        if not vocabs and served.source.name == self.served.source.name:
+            # A version that is still to load, and whose vocabulary is most likely the same.
+            return True
         return vocabs == {self._vocab}
 
     def _send(self, lease: Lease) -> None:
@@ -152,7 +167,13 @@ class Strand:
             order.resume = []
         self._vocab = vocab
         self.replicas.add(replica.id)
-        self._sent_at = self._setting.clock.now()
+        if self.served not in self.releases:
+            self.releases.append(self.served)
+        self._sent_at, self._first_at, self._sent = (
+            self._setting.clock.now(),
+            None,
+            len(order.resume),
+        )
         worker = replica.worker
         if worker is None:
             self._hear(Lost(order.id, Loss.KILLED, "the worker ended before it was asked"))
@@ -188,6 +209,8 @@ class Strand:
     def _take(self, delta: wire.Delta) -> None:
         if self._lost is not None and (delta.tokens or delta.text):
             self._recovered()
+        if self._first_at is None:
+            self._first_at = self._setting.clock.now()
         if delta.tokens:
             self._trail.gained()
             if self._solitary and self._lease is not None:
@@ -221,14 +244,30 @@ class Strand:
         if lease is not None and done.finish != "cancelled":
             took = self._setting.clock.now() - self._sent_at
             lease.grant.succeeded(took / max(1, done.completion_tokens - len(self.order.resume)))
+            self._report(None, done.completion_tokens)
         self._end(done)
+
+    def _report(self, fault: str | None, tokens: int = 0) -> None:
+        """How it went, for whoever compares releases."""
+        if self.served.heard is None:
+            return
+        first, pace = None, None
+        if self._first_at is not None:
+            first = self._first_at - self._sent_at
+            span = self._setting.clock.now() - self._first_at
+            if fault is None and span > 0 and tokens - self._sent > 1:
+                pace = (tokens - self._sent - 1) / span
+        self.served.heard(Outcome(fault, first, pace))
 
     def _failed(self, failed: wire.Failed) -> None:
         error = failure(failed)
+        self._report(failed.code or "error")
         avoid = self._leave_lease(failed=True)
         self._settle_retry()
         again = self._trail.failed() is Next.LATER and self._can_go_on()
-        if again and self._others(avoid) and self._gate.budget.take():
+        if again and self.served.refuge is not None and self._relief():
+            self._again("error", None)
+        elif again and self._others(avoid) and self._gate.budget.take():
             self._retrying = self._gate
             self._again("error", avoid, pause=self._trail.pause(self._setting.random.random()))
         elif again and self._relief():
@@ -243,11 +282,13 @@ class Strand:
             companions = self._setting.supervisor.companions(lease.replica)
         self._leave_lease()
         then = self._trail.lost(lost.loss, companions=companions)
+        if lost.loss in (Loss.CRASHED, Loss.STALLED):
+            self._report(lost.loss.value)
         if lost.loss is Loss.CRASHED:
             self._blamed.add(model)
             if not lost.company and self._setting.poison.suspect(model, self.order):
                 then = Next.POISON
-            elif then is Next.GIVE_UP and self._relief():
+            elif then is not Next.POISON and self._gets_away(then):
                 # A model with one worker has none to spare for it; a second death is the last.
                 alone = self.served.source.settings.replicas > 1
                 then = Next.ALONE if alone else Next.ELSEWHERE
@@ -273,18 +314,19 @@ class Strand:
     def _movable(self) -> bool:
         """Whether to leave a worker that lives: only for a place that is there now."""
         lease = self._lease
-        return (
-            lease is not None
-            and bool(self._others(lease.replica.id))
-            and self._vocab in {None, *self._vocabularies(lease.replica.id)}
-        )
+        if lease is None:
+            return False
+        if self._others(lease.replica.id):
+            return self._vocab in {None, *self._vocabularies(lease.replica.id)}
+        successor = self.served.successor
+        return successor is not None and successor.gate.able() and self._fits(successor)
 
     def _others(self, id: str | None) -> bool:
-        ready = self._setting.supervisor.ready(self.served.source.name)
+        ready = self._setting.supervisor.ready(self.served.source.key)
         return any(replica.id != id and not replica.suspect for replica in ready)
 
     def _vocabularies(self, id: str) -> set[str]:
-        ready = self._setting.supervisor.ready(self.served.source.name)
+        ready = self._setting.supervisor.ready(self.served.source.key)
         return {r.loaded.vocab for r in ready if r.id != id and r.loaded is not None}
 
     def _leave(self, lost: Lost) -> None:
@@ -366,6 +408,11 @@ class Strand:
                     return
                 avoid = None
         self._send(lease)
+
+    def _gets_away(self, then: Next) -> bool:
+        """Whether it goes on with another release or model: with what the model had before, or has
+        beside, if it can; else when its own has no replica left."""
+        return (self.served.refuge is not None or then is Next.GIVE_UP) and self._relief()
 
     def _relief(self) -> bool:
         """Whether the next model of the chain can take over what this one has begun."""

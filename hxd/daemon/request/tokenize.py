@@ -7,7 +7,7 @@ keeps them from flooding a worker.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,9 @@ from aiohttp import web
 from hxd import wire
 from hxd.config.settings import Limits
 from hxd.daemon.request import receive_inputs, reply, transfer
-from hxd.daemon.request.admit import Gate
 from hxd.daemon.request.capable import Abilities
+from hxd.daemon.request.deployment import Asker, Served
 from hxd.daemon.request.inquiry import C, Inquiry, Reply, along
-from hxd.daemon.request.models import Served
 from hxd.daemon.request.strand import Setting
 from hxd.errors import BackendError
 
@@ -77,14 +76,9 @@ class Text:
 
 
 class Tokenization:
-    """`gates`: the line of each model."""
-
-    def __init__(
-        self, abilities: Abilities, setting: Setting, gates: Mapping[str, Gate], limits: Limits
-    ) -> None:
+    def __init__(self, abilities: Abilities, setting: Setting, limits: Limits) -> None:
         self._abilities = abilities
         self._setting = setting
-        self._gates = gates
         self._limits = limits
 
     async def tokenize(self, request: web.Request) -> web.StreamResponse:
@@ -119,14 +113,14 @@ class Tokenization:
         frame: Callable[[int], wire.Request],
         collector: Callable[[], C],
     ) -> tuple[C, dict[str, str]]:
-        chain = self._abilities.find(model, None)
+        chain = self._abilities.find(model, None, Asker(request.get("key", "")))
         request["model"] = chain[0].source.name
 
         async def ask(served: Served) -> Reply[C]:
             inquiry = Inquiry(
                 self._setting,
                 served,
-                self._gates[served.source.name],
+                served.tokenizing or served.gate,
                 frame,
                 collector,
                 lambda replica: None,

@@ -44,7 +44,8 @@ class Source:
     """What one model's workers load. `variant` is the one wanted, `stored` the one in `file`;
     where they differ, a quantized copy is made first. `context` is tokens per sequence, never more
     than the model was trained for; `estimate` bytes for one replica. `embeds`: the model makes
-    vectors or scores, by its file or the operator's word."""
+    vectors or scores, by its file or the operator's word. `release` tells apart what is served of
+    one model at one time; it is empty for the one that the daemon started with."""
 
     name: str
     settings: ModelSettings
@@ -56,6 +57,12 @@ class Source:
     context: int
     estimate: int
     embeds: bool = False
+    release: str = ""
+
+    @property
+    def key(self) -> str:
+        """Which release of which model this is; no two that have workers share one."""
+        return f"{self.name}#{self.release}" if self.release else self.name
 
     @property
     def at_once(self) -> int:

@@ -56,7 +56,7 @@ class Courtesy:
                 continue
             alive.add(worker.pid)
             coming = serving and replica.state in COMING
-            self._set(worker, low=coming and not self._missed(replica.source.name))
+            self._set(worker, low=coming and not self._missed(replica.source.key))
         self._low &= alive
 
     def _set(self, worker: WorkerProcess, *, low: bool) -> None:

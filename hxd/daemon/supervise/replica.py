@@ -21,7 +21,8 @@ class Replica:
     backend last said of itself, `vitals` what is measured of it while it serves; the sentinel
     writes both. `proven`: the last life got as far as being ready; `blameless`: it was ended from
     outside. `suspect`: its heartbeat is late. `heir` is being brought up to take its place,
-    `heir_to` is whose place it takes; `renewed_at` is when that was last tried. Times are monotonic
+    `heir_to` is whose place it takes; `renewed_at` is when that was last tried. `reserved`: it
+    waits, without a process, for room. `surplus`: once ended it is gone. Times are monotonic
     seconds."""
 
     id: str
@@ -46,6 +47,8 @@ class Replica:
     heir: Replica | None = None
     heir_to: Replica | None = None
     renewed_at: float | None = None
+    reserved: bool = False
+    surplus: bool = False
 
     @property
     def takes(self) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 import enum
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
@@ -104,12 +105,13 @@ class Supervisor:
         self._spare = spare
         self._mail: asyncio.Queue[News] = asyncio.Queue()
         self._effects: Effects
-        self._numbers = {name: source.settings.replicas for name, source in sources.items()}
+        self._numbers: Counter[str] = Counter()
+        self._retired: set[str] = set()
         self.listeners: list[Callable[[Replica, State, State], None]] = []
-        self.replicas: dict[str, list[Replica]] = {
-            name: [Replica(f"{name}-{i + 1}", source, i) for i in range(source.settings.replicas)]
-            for name, source in sources.items()
-        }
+        # By `Source.key`.
+        self.replicas: dict[str, list[Replica]] = {}
+        for source in sources.values():
+            self._enlist(source)
 
     def post(self, news: News) -> None:
         self._mail.put_nowait(news)
@@ -118,7 +120,8 @@ class Supervisor:
         """Start every replica, then serve messages until cancelled."""
         self._effects = effects
         for replica in self.all():
-            self._apply(Message(replica, replica.generation, Event.START))
+            if replica.state is State.STOPPED and not replica.reserved:
+                self._apply(Message(replica, replica.generation, Event.START))
         while True:
             match await self._mail.get():
                 case Message() as message:
@@ -132,19 +135,20 @@ class Supervisor:
         for replicas in self.replicas.values():
             yield from list(replicas)
 
-    def ready(self, model: str) -> list[Replica]:
-        """Replicas of `model` that can take a request now, in a fixed order."""
-        able = [replica for replica in self.replicas.get(model, ()) if replica.takes]
+    def ready(self, key: str) -> list[Replica]:
+        """Replicas of a release that can take a request now, in a fixed order."""
+        able = [replica for replica in self.replicas.get(key, ()) if replica.takes]
         return [replica for replica in able if not replica.suspect] or able
 
-    def coming(self, model: str) -> bool:
+    def coming(self, key: str) -> bool:
         """Whether waiting makes sense: some replica is on its way up."""
-        return any(self._hoped_for(replica) for replica in self.replicas.get(model, ()))
+        return any(self._hoped_for(replica) for replica in self.replicas.get(key, ()))
 
     @staticmethod
     def _hoped_for(replica: Replica) -> bool:
         return (
             replica.state in COMING
+            or replica.reserved
             or (replica.state is State.READY and not replica.takes)
             or (
                 replica.state is State.FAILED
@@ -156,28 +160,94 @@ class Supervisor:
         """How many other replicas its model has, up or on their way."""
         return sum(
             other.takes or self._hoped_for(other)
-            for other in self.replicas.get(replica.source.name, ())
+            for other in self.replicas.get(replica.source.key, ())
             if other is not replica
         )
 
-    def problems(self, model: str) -> list[str]:
+    def problems(self, key: str) -> list[str]:
         return [
             f"{replica.id} {replica.state.value}: {replica.problem}"
-            for replica in self.replicas.get(model, ())
+            for replica in self.replicas.get(key, ())
             if replica.problem is not None
         ]
 
-    def next_restart(self, model: str) -> float:
-        """Seconds until the next replica of `model` tries again; 1 when none is scheduled."""
+    def next_restart(self, key: str) -> float:
+        """Seconds until the next replica of a release tries again; 1 when none is scheduled."""
         now = self._clock.now()
-        due = [r.restart_at - now for r in self.replicas.get(model, ()) if r.restart_at is not None]
+        due = [r.restart_at - now for r in self.replicas.get(key, ()) if r.restart_at is not None]
         return max(1.0, min(due, default=1.0))
+
+    def add(self, source: Source, *, start: bool = True) -> None:
+        """A release beside those that there are. With `start` false its replicas wait, and are
+        hoped for, until `start` is called."""
+        for replica in self._enlist(source):
+            replica.reserved = not start
+            if start:
+                self.post(Message(replica, replica.generation, Event.START))
+
+    def start(self, key: str) -> None:
+        """Start a release that was added to wait, or that has been ended."""
+        for replica in self.replicas[key]:
+            replica.reserved = False
+            if replica.state is State.STOPPED:
+                self.post(Message(replica, replica.generation, Event.START))
+
+    def hold(self, key: str) -> None:
+        """End a release's replicas and keep their places; they are hoped for until `start`."""
+        for replica in self.replicas[key]:
+            replica.reserved = True
+            self._ask_to_end(replica)
+
+    def retire(self, key: str) -> None:
+        """End a release for good: each replica leaves the list when its process has ended."""
+        self._retired.add(key)
+        for replica in list(self.replicas.get(key, ())):
+            replica.reserved = False
+            self._retire(replica)
+
+    def resize(self, source: Source) -> None:
+        """Give a release as many replicas as its settings say; the others are not touched. Those
+        that serve nothing yet are the first to go."""
+        mates = [r for r in self.replicas[source.key] if r.heir_to is None]
+        for replica in self.replicas[source.key]:
+            replica.source = source
+        surplus = len(mates) - source.settings.replicas
+        if surplus < 0:
+            taken = {replica.place for replica in mates}
+            places = [i for i in range(source.settings.replicas) if i not in taken]
+            for place in places[:-surplus]:
+                replica = Replica(self._next_id(source), source, place)
+                self.replicas[source.key].append(replica)
+                self.post(Message(replica, replica.generation, Event.START))
+        for replica in sorted(mates, key=lambda r: (r.takes, -r.place))[: max(0, surplus)]:
+            replica.surplus = True
+            self._retire(replica)
+
+    def _enlist(self, source: Source) -> list[Replica]:
+        count = source.settings.replicas
+        enlisted = [Replica(self._next_id(source), source, place) for place in range(count)]
+        self.replicas[source.key] = enlisted
+        return list(enlisted)
+
+    def _next_id(self, source: Source) -> str:
+        self._numbers[source.name] += 1
+        return f"{source.name}-{self._numbers[source.name]}"
+
+    def _retire(self, replica: Replica) -> None:
+        if replica.state is State.STOPPED:
+            self._strike(replica)
+            self._tell_listeners(replica, State.STOPPED, State.STOPPED)
+        else:
+            self._ask_to_end(replica)
+
+    def _ask_to_end(self, replica: Replica) -> None:
+        if replica.state is not State.STOPPED and replica.state is not State.DRAINING:
+            self.post(Message(replica, replica.generation, Event.DRAIN))
 
     async def stop(self) -> None:
         """Ask every replica to end; the effects know when the processes are gone."""
         for replica in self.all():
-            if replica.state is not State.STOPPED and replica.state is not State.DRAINING:
-                self.post(Message(replica, replica.generation, Event.DRAIN))
+            self._ask_to_end(replica)
 
     def _apply(self, message: Message) -> None:
         replica, event, detail = message.replica, message.event, message.detail
@@ -247,13 +317,12 @@ class Supervisor:
         if not self._spare(replica.source):
             log.warning("replica=%s needs replacing, no room: %s", replica.id, renew.why)
             return
-        model = replica.source.name
-        self._numbers[model] += 1
-        number = self._numbers[model]
-        heir = Replica(f"{model}-{number}", replica.source, replica.place, heir_to=replica)
+        heir = Replica(
+            self._next_id(replica.source), replica.source, replica.place, heir_to=replica
+        )
         heir.renewed_at = now
         replica.heir = heir
-        self.replicas[model].append(heir)
+        self.replicas[replica.source.key].append(heir)
         log.warning("replica=%s replaced_by=%s why=%r", replica.id, heir.id, renew.why)
         self._apply(Message(heir, heir.generation, Event.START))
 
@@ -271,11 +340,19 @@ class Supervisor:
         if replica.heir is not None and replica.state is State.STOPPED:
             replica.heir.heir_to = None
             self._strike(replica)
+        if replica.state is State.STOPPED and self._ends_for_good(replica):
+            self._strike(replica)
+
+    def _ends_for_good(self, replica: Replica) -> bool:
+        return replica.surplus or replica.source.key in self._retired
 
     def _strike(self, replica: Replica) -> None:
-        mates = self.replicas[replica.source.name]
+        mates = self.replicas.get(replica.source.key, [])
         if replica in mates:
             mates.remove(replica)
+        if not mates and replica.source.key in self._retired:
+            self._retired.discard(replica.source.key)
+            self.replicas.pop(replica.source.key, None)
 
     def _perform(self, order: Order, replica: Replica, healthy: float) -> None:
         effects = self._effects
@@ -300,17 +377,17 @@ class Supervisor:
             case Order.SCHEDULE_RESTART:
                 pause = replica.restart.died(self._clock.now(), healthy, self._random)
                 if replica.proven and replica.blameless:
-                    missed = self._missed(replica.source.name)
+                    missed = self._missed(replica.source.key)
                     pause = 0.0 if missed else min(pause, BLAMELESS_PAUSE)
                 replica.restarts += 1
                 replica.restart_at = self._clock.now() + pause
                 effects.later(pause, Message(replica, replica.generation, Event.RESTART))
-                if not self.ready(replica.source.name):
-                    self.hasten(replica.source.name)
+                if not self.ready(replica.source.key):
+                    self.hasten(replica.source.key)
 
-    def hasten(self, model: str) -> None:
+    def hasten(self, key: str) -> None:
         """No pause may be why anybody waits for a replica whose worker was ended from outside."""
-        for replica in self.replicas[model]:
+        for replica in self.replicas.get(key, ()):
             if replica.state is State.FAILED and replica.proven and replica.blameless:
                 self.post(Message(replica, replica.generation, Event.RESTART))
 
