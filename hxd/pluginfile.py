@@ -7,7 +7,9 @@ which imports nothing but the bytes that it has just verified.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -17,10 +19,13 @@ import msgspec
 from hxd.hookspecs import API
 
 MANIFEST = "plugin.toml"
+SIGNATURE = "plugin.toml.sig"
 MAX_MANIFEST = 1 << 18
 MAX_FILE = 64 << 20
+NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,31}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_IGNORED = {"__pycache__", MANIFEST}
+CACHE = "__pycache__"
 
 
 class PluginError(Exception):
@@ -29,8 +34,8 @@ class PluginError(Exception):
 
 class PluginFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The contents of plugin.toml. `entry` is the module with the hooks, `formats` as in
-    `hookspecs.Description`, `requirements` as NAME, NAME==VERSION or NAME>=VERSION,
-    `files` maps each file's path inside the folder to its sha256."""
+    `hookspecs.Description`, `requirements` as in PEP 508, `files` maps each file's path inside the
+    folder to its sha256."""
 
     name: str
     version: str
@@ -51,15 +56,18 @@ def parse(data: bytes, where: Path) -> PluginFile:
         raise PluginError(f"{where}: not valid TOML: {error}") from None
     except msgspec.ValidationError as error:
         raise PluginError(f"{where}: {error}") from None
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", manifest.name):
+    if not NAME.fullmatch(manifest.name):
         raise PluginError(f"{where}: name {manifest.name!r}: use a-z, 0-9 and '_'")
+    if not VERSION.fullmatch(manifest.version):
+        raise PluginError(
+            f"{where}: version {manifest.version!r}: use up to 32 letters, digits and . + _ -"
+        )
     if manifest.api != API:
         raise PluginError(f"{where}: written for plugin API {manifest.api}; this hxd has {API}")
     if not manifest.entry.isidentifier():
         raise PluginError(f"{where}: entry {manifest.entry!r} is not the name of a module")
     for name, digest in manifest.files.items():
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\0" in name or str(path) != name:
+        if not is_inside(name):
             raise PluginError(f"{where}: files: {name!r} is not a path inside the folder")
         if not _DIGEST.fullmatch(digest):
             raise PluginError(f"{where}: files: {name!r}: not a sha256 in lower-case hex")
@@ -71,13 +79,13 @@ def parse(data: bytes, where: Path) -> PluginFile:
 def read(folder: Path) -> tuple[PluginFile, str]:
     """The manifest in `folder` and its own sha256; raises `PluginError`."""
     file = folder / MANIFEST
-    data = _bytes(file, MAX_MANIFEST)
+    data = contents(file, MAX_MANIFEST)
     return parse(data, file), hashlib.sha256(data).hexdigest()
 
 
 def verified(folder: Path, name: str, digest: str) -> bytes:
     """The bytes of one listed file, which have this digest; raises `PluginError` otherwise."""
-    data = _bytes(folder / name, MAX_FILE)
+    data = contents(folder / name, MAX_FILE)
     if hashlib.sha256(data).hexdigest() != digest:
         raise PluginError(f"{folder / name} is not the file that {MANIFEST} lists: sha256 differs")
     return data
@@ -93,21 +101,39 @@ def verify(folder: Path, manifest: PluginFile) -> None:
 
 
 def present(folder: Path) -> Iterable[str]:
-    """Paths of the files in a plugin folder, caches and the manifest left out, in order."""
+    """Paths of the files in a plugin folder in order; the manifest, its signature and caches of
+    bytecode, which nothing reads, are left out."""
     for file in sorted(folder.rglob("*")):
         inside = file.relative_to(folder)
-        if not _IGNORED & set(inside.parts) and (file.is_symlink() or not file.is_dir()):
+        if CACHE in inside.parts or str(inside) in (MANIFEST, SIGNATURE):
+            continue
+        if file.is_symlink() or not file.is_dir():
             yield inside.as_posix()
 
 
-def _bytes(file: Path, limit: int) -> bytes:
+def is_inside(name: str) -> bool:
+    """Whether `name` is one spelling of one place below a folder, and safe to print."""
+    path = PurePosixPath(name)
+    plain = name.isprintable() and "\\" not in name and str(path) == name
+    return plain and path.parts != () and not path.is_absolute() and ".." not in path.parts
+
+
+def contents(file: Path, limit: int) -> bytes:
+    """All of a regular file of at most `limit` bytes; raises `PluginError`. Follows no link, and
+    waits for no writer of a pipe."""
     try:
-        if file.is_symlink():
-            raise PluginError(f"{file} is a symbolic link")
-        with file.open("rb") as stream:
-            data = stream.read(limit + 1)
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
+        if file.is_symlink():
+            raise PluginError(f"{file} is a symbolic link") from None
         raise PluginError(f"{file}: can't be read: {error.strerror}") from None
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise PluginError(f"{file} is not a regular file")
+        try:
+            data = stream.read(limit + 1)
+        except OSError as error:
+            raise PluginError(f"{file}: can't be read: {error.strerror}") from None
     if len(data) > limit:
         raise PluginError(f"{file} is larger than {limit} bytes")
     return data

@@ -32,13 +32,15 @@ ENVIRONMENT = (
 @dataclass(frozen=True)
 class Program:
     """Which plugin a worker runs: its folder, and the sha256 of its plugin.toml. `environment`
-    names the daemon's variables that it may see besides `ENVIRONMENT`."""
+    names the daemon's variables that it may see besides `ENVIRONMENT`; `python` is the interpreter
+    of the plugin's own virtual environment, None for the daemon's."""
 
     plugin: str
     folder: Path
     digest: str
     memory_limit: int | None = None
     environment: tuple[str, ...] = ()
+    python: Path | None = None
 
 
 class WorkerProcess:
@@ -61,7 +63,7 @@ class WorkerProcess:
         try:
             link = await Link.open(ours, owner)
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
+                str(program.python or sys.executable),
                 *("-I", "-B", "-m", "hxd.worker"),
                 *("--fd", str(theirs.fileno())),
                 *("--plugin", str(program.folder)),
