@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,10 @@ from hxd.config.settings import SECTIONS, Config, ModelSettings, RouteSettings
 from hxd.errors import ConfigError, nearest
 
 MAX_FILE = 1 << 20
+# A set of files is a mapping by these names: MAIN, whatever the file of `--config` is called, and
+# "conf.d/NAME.toml".
+MAIN = "hxd.toml"
+FOLDER = "conf.d"
 # What lies below is named by the operator, and each name is declared once.
 TABLES = ("models.", "routes.")
 
@@ -42,10 +46,43 @@ def load(path: Path) -> Config:
     """
     path = path.absolute()
     findings = _Findings(path)
+    files = [path, *sorted((path.parent / FOLDER).glob("*.toml"))]
+    return _combine(path, ((file, _read(file, findings)) for file in files), findings)
+
+
+def load_as(files: Mapping[str, bytes], origin: Path) -> Config:
+    """The configuration that `load(origin)` would give if these files lay there.
+
+    Raises `ConfigError` with all findings.
+    """
+    origin = origin.absolute()
+    findings = _Findings(origin)
+    for what in misnamed(files):
+        findings.add("", what)
+    names = [name for name in (MAIN, *sorted(files.keys() - {MAIN})) if name in files]
+    places = ((origin if name == MAIN else origin.parent / name, files[name]) for name in names)
+    read = ((file, _parse(data, file, findings)) for file, data in places)
+    return _combine(origin, read, findings)
+
+
+def misnamed(names: Iterable[str]) -> list[str]:
+    """What is wrong with the names of a set of files."""
+    names = list(names)
+    found = [
+        f"{name!r} is not a file of a configuration; there are {MAIN} and {FOLDER}/NAME.toml"
+        for name in names
+        if name != MAIN and not (name.isprintable() and re.fullmatch(r"conf\.d/[^/]+\.toml", name))
+    ]
+    return found if MAIN in names else [f"{MAIN} is missing", *found]
+
+
+def _combine(
+    origin: Path, files: Iterable[tuple[Path, dict[str, Any]]], findings: _Findings
+) -> Config:
     merged: dict[str, Any] = {}
-    for file in [path, *sorted((path.parent / "conf.d").glob("*.toml"))]:
-        _merge(merged, _read(file, findings), file, findings, "")
-    config = _build(path, merged, findings)
+    for file, table in files:
+        _merge(merged, table, file, findings, "")
+    config = _build(origin, merged, findings)
     if findings.lines:
         raise ConfigError(findings.lines)
     return config
@@ -55,12 +92,18 @@ def _read(file: Path, findings: _Findings) -> dict[str, Any]:
     try:
         with file.open("rb") as stream:
             data = stream.read(MAX_FILE + 1)
-        if len(data) > MAX_FILE:
-            findings.add("", f"larger than {MAX_FILE} bytes", file)
-            return {}
-        return tomllib.loads(data.decode("utf-8"))
     except OSError as error:
         findings.add("", f"can't be read: {error.strerror}", file)
+        return {}
+    return _parse(data, file, findings)
+
+
+def _parse(data: bytes, file: Path, findings: _Findings) -> dict[str, Any]:
+    if len(data) > MAX_FILE:
+        findings.add("", f"larger than {MAX_FILE} bytes", file)
+        return {}
+    try:
+        return tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         findings.add("", f"not UTF-8 at byte {error.start}", file)
     except tomllib.TOMLDecodeError as error:

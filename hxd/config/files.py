@@ -1,0 +1,52 @@
+"""The files of a configuration as a set: what lies on the disk now, and what somebody proposes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hxd.config.load import FOLDER, MAIN, MAX_FILE
+from hxd.errors import ConfigError
+
+
+def snapshot(config_file: Path) -> dict[str, bytes]:
+    """What `load(config_file)` reads, byte for byte.
+
+    Raises `ConfigError` for what can't be read. To know what was loaded, take this and give it to
+    `load_as`: read twice, a file may have changed in between.
+    """
+    folder = config_file.parent / FOLDER
+    places = {MAIN: config_file}
+    places |= {f"{FOLDER}/{file.name}": file for file in sorted(folder.glob("*.toml"))}
+    files: dict[str, bytes] = {}
+    findings: list[str] = []
+    for name, file in places.items():
+        try:
+            files[name] = _read(file)
+        except ConfigError as error:
+            findings += error.findings
+    if findings:
+        raise ConfigError(findings)
+    return files
+
+
+def stage(candidate: Path, origin: Path) -> dict[str, bytes]:
+    """What the configuration of `origin` would consist of with `candidate`, for `load_as`.
+
+    A folder is a whole configuration, with a hxd.toml and perhaps a conf.d; what it lacks would be
+    removed. A single file takes the place of the main file, and conf.d stays as it is.
+    """
+    if candidate.is_dir():
+        return snapshot(candidate / MAIN)
+    # A file may well lie in a folder with a conf.d that has nothing to do with it.
+    return snapshot(origin) | {MAIN: _read(candidate)}
+
+
+def _read(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_FILE + 1)
+    except OSError as error:
+        raise ConfigError([f"{file}: can't be read: {error.strerror}"]) from None
+    if len(data) > MAX_FILE:
+        raise ConfigError([f"{file}: larger than {MAX_FILE} bytes"])
+    return data
