@@ -174,12 +174,16 @@ class ModelSettings:
     source: str | None = _setting(
         None,
         kinds.text,
-        "A model file, or `builtin:demo` (`builtin:demo@1` for its version 1). Needed unless the "
-        "plugin works without a file.",
+        "A model file; a reference to the store, `NAME[:VARIANT][@VERSION-OR-LABEL]`, with "
+        "`store:` before it where a file has that name; or `builtin:demo`, which is `hxd-demo` in "
+        "the store. A name alone follows the label `stable`. Needed unless the plugin works "
+        "without a file.",
         show="none",
     )
     plugin: str = _setting(
-        "auto", kinds.text, "Backend plugin; `auto` goes by the format of the file."
+        "auto",
+        kinds.text,
+        "Backend plugin, NAME or NAME@VERSION; `auto` goes by the format of the file.",
     )
     replicas: int = _setting(1, kinds.integer(1, 64), "Worker processes for this model.")
     policy: str = _setting(
@@ -252,6 +256,13 @@ class ModelSettings:
         kinds.texts,
         "Names of environment variables of the daemon that this model's workers may see, such as "
         "the one with the key of a remote server. Workers see little of it otherwise.",
+    )
+    grace: float = _setting(
+        300.0,
+        kinds.seconds(0, 86400),
+        "How long the workers of the version before stay after a swap, so that a rollback is "
+        "instant and a version that fails can take itself back.",
+        show="5m",
     )
     required: bool = _setting(
         True, kinds.boolean, "Whether `/readyz` says no while this model can't answer."

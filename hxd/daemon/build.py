@@ -11,8 +11,8 @@ import contextlib
 import fcntl
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from hxd.daemon.admin.api import AdminApi
 from hxd.daemon.admin.drill import Drills
 from hxd.daemon.admin.herald import Herald
 from hxd.daemon.admin.metrics import Metrics
+from hxd.daemon.admin.rollout_api import RolloutApi
 from hxd.daemon.admin.status import Status
+from hxd.daemon.events import Events
 from hxd.daemon.request.capable import Abilities
 from hxd.daemon.request.connection import ConnectionRunner
 from hxd.daemon.request.deployment import Deployment
@@ -38,9 +40,12 @@ from hxd.daemon.request.probe import Prober
 from hxd.daemon.request.releases import Releases
 from hxd.daemon.request.strand import Setting
 from hxd.daemon.request.tokenize import Tokenization
-from hxd.daemon.store import plugins, sources
+from hxd.daemon.rollout.golden import Golden, GoldenError, parse
+from hxd.daemon.rollout.record import Record, fingerprint
+from hxd.daemon.rollout.rollouts import Means, Rollouts
 from hxd.daemon.store.keys import KeyFileError, KeyStore
-from hxd.daemon.store.sources import Source, SourceError
+from hxd.daemon.store.sources import Choice, Source, SourceError, stored_name
+from hxd.daemon.store.stores import Stores
 from hxd.daemon.supervise import variants
 from hxd.daemon.supervise.cores import Cores
 from hxd.daemon.supervise.courtesy import Courtesy
@@ -50,7 +55,7 @@ from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.supervisor import Supervisor
 from hxd.daemon.supervise.variants import Variants
 from hxd.daemon.supervise.workers import Workers
-from hxd.errors import ConfigError
+from hxd.errors import CallerError, ConfigError, HxdError
 
 ADMIN_SOCKET = "admin.sock"
 LOCK = "lock"
@@ -59,27 +64,75 @@ LOCK = "lock"
 Lasting = Callable[[], Coroutine[Any, Any, None]]
 
 
+@contextlib.contextmanager
+def claim(config: Config) -> Iterator[Stores]:
+    """The folders, made, locked and cleared of what a crash left behind; the stores in them.
+    Blocks. Raises `ConfigError`."""
+    paths = config.paths
+    for key in ("state", "runtime", "logs", "cache"):
+        folder: Path = getattr(paths, key)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                [f"{config.origin}: paths.{key}: can't make {folder}: {error.strerror}"]
+            ) from None
+    stores = Stores.of(paths.state)
+    with contextlib.ExitStack() as stack:
+        lock = os.open(paths.runtime / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        stack.callback(os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                [f"{config.origin}: paths.runtime: another hxd is running with {paths.runtime}"]
+            ) from None
+        (paths.runtime / ADMIN_SOCKET).unlink(missing_ok=True)
+        variants.clean(paths.cache)
+        try:
+            stack.enter_context(stores.held())
+        except HxdError as error:
+            raise ConfigError([f"{config.origin}: paths.state: {error}"]) from None
+        yield stores
+
+
 @dataclass(frozen=True)
 class Inspection:
-    """What the configuration comes to: models that can be served, and why others can't."""
+    """What the configuration comes to: models that can be served, and why others can't. `instead`
+    says of a model why it is not served as it should be, but by another version."""
 
     sources: Mapping[str, Source]
     refused: Mapping[str, SourceError]
     keys: KeyStore
+    stores: Stores
+    record: Record
+    instead: Mapping[str, SourceError] = field(default_factory=dict)
 
     def findings(self, config: Config) -> list[str]:
         return [
             f"{config.origin}: models.{name}.{error.key}: {error}"
-            for name, error in self.refused.items()
+            for name, error in {**self.refused, **self.instead}.items()
         ]
 
 
-def inspect(config: Config) -> Inspection:
+def inspect(config: Config, stores: Stores | None = None) -> Inspection:
     """Blocks. Raises `ConfigError` for what no model can be blamed for."""
-    folders = [plugins.builtin_folder()]
-    folders += [config.origin.parent / Path(f).expanduser() for f in config.plugins.folders]
-    installed, refused_plugins = plugins.scan(folders)
-    found, refused = sources.resolve(config, installed, refused_plugins)
+    stores = stores or Stores.of(config.paths.state)
+    record = Record(config.paths.state)
+    record.load()
+    found: dict[str, Source] = {}
+    refused: dict[str, SourceError] = {}
+    instead: dict[str, SourceError] = {}
+    resolver = stores.resolver(config)
+    for name, settings in config.models.items():
+        deployed = record.of(name, settings)
+        try:
+            found[name], wrong = resolver.first(name, (deployed.choice, *reversed(deployed.former)))
+        except SourceError as error:
+            refused[name] = error
+            continue
+        if wrong is not None:
+            instead[name] = wrong
     budget = config.memory.budget or automatic_budget()
     _fit(found, refused, budget)
     keys = KeyStore(config.paths.state)
@@ -87,7 +140,7 @@ def inspect(config: Config) -> Inspection:
         keys.load()
     except KeyFileError as error:
         raise ConfigError([str(error)]) from None
-    return Inspection(found, refused, keys)
+    return Inspection(found, refused, keys, stores, record, instead)
 
 
 def _fit(found: dict[str, Source], refused: dict[str, SourceError], budget: int) -> None:
@@ -118,6 +171,8 @@ class Daemon:
     status: Status
     traffic: Traffic
     workers: Workers
+    rollouts: Rollouts
+    events: Events
     lasting: Sequence[Lasting]
     address: str
     port: int
@@ -130,7 +185,6 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
     Raises `ConfigError` when an address or a folder can't be used.
     """
     async with contextlib.AsyncExitStack() as stack:
-        await asyncio.to_thread(_prepare_folders, config, stack)
         rng = random.Random()
         budget = config.memory.budget
         if budget is None:
@@ -142,7 +196,8 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         room = Room(budget)
         supervisor = Supervisor(inspection.sources, clock, rng, room.spare, missed)
         room.of(supervisor)
-        prepare = Variants(config.paths.cache).file_for
+        stores = inspection.stores
+        prepare = Variants(config.paths.cache, stores.models, stores.plugins.recheck).file_for
         courtesy = Courtesy(supervisor.all, missed)
         supervisor.listeners.append(courtesy.changed)
 
@@ -161,6 +216,8 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             for name, source in inspection.sources.items()
         }
         poison = Poison(clock)
+        events = Events(clock, config.paths.logs)
+        stack.push_async_callback(events.flush)
         status = Status(
             config,
             supervisor,
@@ -200,6 +257,21 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             served, inspection.refused, int(clock.wall()), flatten(config.routes), metrics.fell_back
         )
         setting = Setting(clock, metrics, supervisor, poison, rng)
+        rollouts = Rollouts(
+            Means(
+                served,
+                releases,
+                supervisor,
+                room,
+                setting,
+                inspection.record,
+                events,
+                clock,
+                config.limits.drain,
+                *_store_means(config, stores),
+            )
+        )
+        stack.push_async_callback(rollouts.aclose)
         traffic = Traffic()
         front = Front(config, inspection.keys, metrics, clock, traffic)
         abilities = Abilities(catalog, supervisor)
@@ -210,7 +282,8 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         herald = Herald(status, clock)
         drills = Drills(served, supervisor, setting, clock)
         admin = AdminApi(status, catalog, metrics, inspection.keys, front, clock, drills)
-        entries = routes(generation, embeddings, tokenization, admin)
+        rollout_api = RolloutApi(rollouts, events, stores)
+        entries = routes(generation, embeddings, tokenization, admin, rollout_api)
         port = await _listen(config, front.application(entries), stack)
         await _listen_admin(config, front.application(entries, trusted=True), stack)
         yield Daemon(
@@ -219,14 +292,52 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             status,
             traffic,
             workers,
-            (prober.run, herald.run),
+            rollouts,
+            events,
+            (prober.run, herald.run, events.run),
             config.listen.http.host,
             port,
         )
 
 
+def _store_means(config: Config, stores: Stores) -> tuple[Any, ...]:
+    """What rollouts ask of the stores, away from the event loop."""
+
+    def configured(model: str) -> str:
+        return fingerprint(config.models[model])
+
+    def shelf(model: str) -> str | None:
+        return stored_name(model, config)
+
+    async def resolve(model: str, choice: Choice) -> Source:
+        return await asyncio.to_thread(lambda: stores.resolver(config).one(model, choice))
+
+    async def golden(source: Source) -> Golden | None:
+        data = await asyncio.to_thread(stores.golden, source)
+        try:
+            return None if data is None else parse(data)
+        except GoldenError as error:
+            raise CallerError(f"the golden prompts of {source.name!r}: {error}") from None
+
+    async def label(source: Source, label: str) -> None:
+        held = source.held
+        if held is not None:
+            await asyncio.to_thread(stores.models.set_label, held.name, label, held.number)
+
+    async def condemn(source: Source, why: str) -> None:
+        held = source.held
+        if held is not None:
+            await asyncio.to_thread(stores.models.quarantine, held.name, held.number, why)
+
+    return configured, shelf, resolve, golden, label, condemn
+
+
 def routes(
-    generation: Generation, embeddings: Embeddings, tokenization: Tokenization, admin: AdminApi
+    generation: Generation,
+    embeddings: Embeddings,
+    tokenization: Tokenization,
+    admin: AdminApi,
+    rollout: RolloutApi,
 ) -> list[Entry]:
     """Every route, with the role that it needs. What is not here is not served."""
     user, read, operate, rule = Role.INFERENCE, Role.METRICS, Role.OPERATOR, Role.ADMIN
@@ -250,33 +361,15 @@ def routes(
         Entry("GET", "/admin/v1/replicas", operate, admin.replicas),
         Entry("GET", "/admin/v1/conditions", operate, admin.conditions),
         Entry("POST", "/admin/v1/drill", operate, admin.drill, work=True),
+        Entry("GET", "/admin/v1/events", operate, rollout.events),
+        Entry("GET", "/admin/v1/rollouts", operate, rollout.list),
+        Entry("POST", "/admin/v1/rollouts", operate, rollout.begin),
+        Entry("POST", "/admin/v1/rollback", operate, rollout.roll_back),
+        Entry("POST", "/admin/v1/promote", operate, rollout.promote),
         Entry("GET", "/admin/v1/keys", rule, admin.list_keys),
         Entry("POST", "/admin/v1/keys", rule, admin.create_key),
         Entry("DELETE", "/admin/v1/keys/{id}", rule, admin.revoke_key),
     ]
-
-
-def _prepare_folders(config: Config, stack: contextlib.AsyncExitStack) -> None:
-    """Make the folders, take the lock, and remove what a crash left behind."""
-    paths = config.paths
-    for key in ("state", "runtime", "logs", "cache"):
-        folder: Path = getattr(paths, key)
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                [f"{config.origin}: paths.{key}: can't make {folder}: {error.strerror}"]
-            ) from None
-    lock = os.open(paths.runtime / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    stack.callback(os.close, lock)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(
-            [f"{config.origin}: paths.runtime: another hxd is running with {paths.runtime}"]
-        ) from None
-    (paths.runtime / ADMIN_SOCKET).unlink(missing_ok=True)
-    variants.clean(paths.cache)
 
 
 async def _listen(config: Config, app: web.Application, stack: contextlib.AsyncExitStack) -> int:

@@ -12,7 +12,7 @@ import uvloop
 
 from hxd.clock import Clock, SystemClock
 from hxd.config import Config
-from hxd.daemon.build import Daemon, Inspection, Lasting, build, inspect
+from hxd.daemon.build import Daemon, Inspection, Lasting, build, claim, inspect
 from hxd.daemon.systemd import notify, watchdog_interval
 from hxd.errors import ConfigError
 
@@ -30,13 +30,14 @@ def serve(config: Config) -> None:
     )
     # aiohttp says the same of every request; our own lines are enough.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
-    inspection = inspect(config)
-    findings = inspection.findings(config)
-    if findings and not inspection.sources:
-        raise ConfigError(findings)
-    for finding in findings:
-        log.error("%s; the other models are served", finding)
-    uvloop.run(_live(config, inspection, SystemClock()))
+    with claim(config) as stores:
+        inspection = inspect(config, stores)
+        findings = inspection.findings(config)
+        if findings and not inspection.sources:
+            raise ConfigError(findings)
+        for finding in findings:
+            log.error("%s; what can be served is", finding)
+        uvloop.run(_live(config, inspection, SystemClock()))
 
 
 async def _live(config: Config, inspection: Inspection, clock: Clock) -> None:
@@ -51,7 +52,10 @@ async def _live(config: Config, inspection: Inspection, clock: Clock) -> None:
         try:
             log.info("listening on http://%s:%d", daemon.address, daemon.port)
             notify("READY=1", f"STATUS=serving {len(inspection.sources)} models")
+            await daemon.rollouts.settle()
+            await daemon.rollouts.resume()
             await _until(stop.asked, supervising)
+            await daemon.rollouts.aclose()
             await _drain(daemon, clock)
             await daemon.supervisor.stop()
             await daemon.workers.gone()

@@ -10,13 +10,13 @@ import msgspec
 from aiohttp import web
 
 from hxd.clock import Clock
+from hxd.daemon.admin.answer import answer, decoded
 from hxd.daemon.admin.drill import Drills, Fault
 from hxd.daemon.admin.metrics import CONTENT_TYPE, Metrics
 from hxd.daemon.admin.status import Status
 from hxd.daemon.request.http import Front
 from hxd.daemon.request.identify import Role
 from hxd.daemon.request.models import Catalog
-from hxd.daemon.request.reply import json_bytes
 from hxd.daemon.store.keys import KeyFileError, KeyStore, StoredKey
 from hxd.errors import CallerError, HxdError
 
@@ -65,50 +65,50 @@ class AdminApi:
         body: dict[str, Any] = {"status": "unavailable" if missing else "ready"}
         if missing and self._front.may_see_detail(request):
             body["problems"] = missing
-        return _json(body, 503 if missing else 200)
+        return answer(body, 503 if missing else 200)
 
     async def health(self, request: web.Request) -> web.Response:
         health = self._status.health()
-        return _json(health, 200 if health["ready"] else 503)
+        return answer(health, 200 if health["ready"] else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
     async def models(self, request: web.Request) -> web.Response:
-        return _json(self._catalog.list())
+        return answer(self._catalog.list())
 
     async def model(self, request: web.Request) -> web.Response:
-        return _json(self._catalog.named(request.match_info["id"]))
+        return answer(self._catalog.named(request.match_info["id"]))
 
     async def status(self, request: web.Request) -> web.Response:
-        return _json(self._status.health() | {"replicas": self._status.replicas()})
+        return answer(self._status.health() | {"replicas": self._status.replicas()})
 
     async def admin_models(self, request: web.Request) -> web.Response:
-        return _json(self._status.models())
+        return answer(self._status.models())
 
     async def replicas(self, request: web.Request) -> web.Response:
-        return _json(self._status.replicas())
+        return answer(self._status.replicas())
 
     async def conditions(self, request: web.Request) -> web.Response:
-        return _json([condition.body() for condition in self._status.conditions()])
+        return answer([condition.body() for condition in self._status.conditions()])
 
     async def drill(self, request: web.Request) -> web.Response:
-        asked = _decoded(await request.read(), NewDrill)
+        asked = decoded(await request.read(), NewDrill)
         report = await self._drills.run(asked.fault, asked.model, force=asked.force)
-        return _json(report.body())
+        return answer(report.body())
 
     async def list_keys(self, request: web.Request) -> web.Response:
-        return _json([_shown(key) for key in self._keys.all()])
+        return answer([_shown(key) for key in self._keys.all()])
 
     async def create_key(self, request: web.Request) -> web.Response:
-        asked = _decoded(await request.read(), NewKey)
+        asked = decoded(await request.read(), NewKey)
         if not asked.name.isprintable() or not asked.name:
             raise CallerError("name: must be printable and not empty", param="name")
         async with self._key_writes:
             key, stored = await _saved(
                 self._keys.create, asked.name, asked.role, self._clock.wall()
             )
-        return _json(_shown(stored) | {"key": key}, 201)
+        return answer(_shown(stored) | {"key": key}, 201)
 
     async def revoke_key(self, request: web.Request) -> web.Response:
         id = request.match_info["id"]
@@ -117,15 +117,7 @@ class AdminApi:
                 stored = await _saved(self._keys.revoke, id, self._clock.wall())
             except KeyError:
                 raise CallerError(f"there is no key {id!r}", status=404) from None
-        return _json(_shown(stored))
-
-
-def _decoded(body: bytes, type: type[T]) -> T:
-    """Raises `CallerError` for a body that does not fit."""
-    try:
-        return msgspec.json.decode(body, type=type)
-    except msgspec.DecodeError as error:
-        raise CallerError(str(error)) from None
+        return answer(_shown(stored))
 
 
 async def _saved(change: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
@@ -146,7 +138,3 @@ def _shown(key: StoredKey) -> dict[str, Any]:
         "created": key.created,
         "revoked": key.revoked,
     }
-
-
-def _json(body: Any, status: int = 200) -> web.Response:
-    return web.Response(status=status, body=json_bytes(body), content_type="application/json")

@@ -37,13 +37,14 @@ class Piece:
 class Call:
     """One request on its way. `chain`: the models that may answer, best first. `orders` holds a
     `Generate` per choice. `whole`: nobody reads before a choice has ended, so nobody is woken
-    before."""
+    before. `strict`: no release may answer that is not in the chain."""
 
     setting: Setting
     chain: list[Served]
     orders: Sequence[wire.Generate]
     choices_per_prompt: int = 1
     whole: bool = False
+    strict: bool = False
     _strands: list[Strand] = field(default_factory=list)
     _arrived: list[Arrival] = field(default_factory=list)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -87,7 +88,14 @@ class Call:
         started = self.setting.clock.now()
         last: dict[int, float] = {}
         self._strands = [
-            Strand(self.setting, self.chain, order, partial(self._arrive, index), whole=self.whole)
+            Strand(
+                self.setting,
+                self.chain,
+                order,
+                partial(self._arrive, index),
+                whole=self.whole,
+                strict=self.strict,
+            )
             for index, order in enumerate(self.orders)
         ]
         try:

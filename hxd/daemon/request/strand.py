@@ -61,7 +61,9 @@ class Strand:
         say: Callable[[Said, float], None],
         *,
         whole: bool,
+        strict: bool = False,
     ) -> None:
+        self._strict = strict
         self._setting = setting
         self._chain = chain
         self._say = say
@@ -138,7 +140,8 @@ class Strand:
         the one that is."""
         chain = self._chain
         rest = chain[1:] if self.served is chain[0] else list(chain)
-        rest += [one for one in (self.served.successor, self.served.refuge) if one is not None]
+        if not self._strict:
+            rest += [one for one in (self.served.successor, self.served.refuge) if one is not None]
         return next(
             (one for one in rest if one.source.key not in self._spent and self._fits(one)), None
         )
@@ -265,7 +268,7 @@ class Strand:
         avoid = self._leave_lease(failed=True)
         self._settle_retry()
         again = self._trail.failed() is Next.LATER and self._can_go_on()
-        if again and self.served.refuge is not None and self._relief():
+        if again and self._gets_away(Next.LATER):
             self._again("error", None)
         elif again and self._others(avoid) and self._gate.budget.take():
             self._retrying = self._gate
@@ -318,7 +321,7 @@ class Strand:
             return False
         if self._others(lease.replica.id):
             return self._vocab in {None, *self._vocabularies(lease.replica.id)}
-        successor = self.served.successor
+        successor = None if self._strict else self.served.successor
         return successor is not None and successor.gate.able() and self._fits(successor)
 
     def _others(self, id: str | None) -> bool:
@@ -412,7 +415,8 @@ class Strand:
     def _gets_away(self, then: Next) -> bool:
         """Whether it goes on with another release or model: with what the model had before, or has
         beside, if it can; else when its own has no replica left."""
-        return (self.served.refuge is not None or then is Next.GIVE_UP) and self._relief()
+        refuge = None if self._strict else self.served.refuge
+        return (refuge is not None or then is Next.GIVE_UP) and self._relief()
 
     def _relief(self) -> bool:
         """Whether the next model of the chain can take over what this one has begun."""

@@ -8,6 +8,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from hxd.daemon.store.faults import NotThere
+from hxd.daemon.store.reference import Reference
 from hxd.gguf import ModelFileError
 
 NAME = "hxd-demo"
@@ -30,6 +32,15 @@ def is_builtin(source: str) -> bool:
     return source.startswith("builtin:")
 
 
+def reference(source: str) -> Reference:
+    """What `builtin:demo`, `builtin:demo@VERSION` or `builtin:demo@LABEL` is called in the store;
+    raises `StoreError`."""
+    match = _SOURCE.fullmatch(source)
+    if not match or match[1] != "demo":
+        raise NotThere(f'{source!r} is not built in; "builtin:demo" is')
+    return Reference.parse(NAME if match[2] is None else f"{NAME}@{match[2]}")
+
+
 def find(source: str) -> DemoVersion:
     """The version that `builtin:demo` or `builtin:demo@VERSION` names; raises `ModelFileError`."""
     match = _SOURCE.fullmatch(source)
@@ -47,6 +58,14 @@ def find(source: str) -> DemoVersion:
         ) from None
     (name, entry), *_ = files.items()
     return DemoVersion(number, manifest.parent / name, entry["sha256"])
+
+
+def golden() -> bytes | None:
+    """The prompts that tell the demo model's versions apart; None if they are missing."""
+    try:
+        return (folder() / "golden.toml").read_bytes()
+    except OSError:
+        return None
 
 
 def verify(version: DemoVersion) -> None:

@@ -5,25 +5,26 @@ Blocks (reads headers, hashes); the daemon calls it in a thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from hxd import ggml, gguf, pooling
 from hxd.config import Config, ModelSettings
-from hxd.daemon.store import demo, plugins
-from hxd.daemon.store.plugins import Plugin
+from hxd.daemon.store import demo
+from hxd.daemon.store.faults import NotThere, StoreError
+from hxd.daemon.store.filetypes import variant_of
+from hxd.daemon.store.library import Library
+from hxd.daemon.store.plugins import Plugin, Plugins
+from hxd.daemon.store.reference import ModelName, Reference
+from hxd.daemon.store.version import Version
 from hxd.errors import nearest
 from hxd.gguf import Header, ModelFileError
 from hxd.pluginfile import PluginError
 
-# general.file_type of a GGUF header (llama_ftype in llama.h) to the variant's name.
-FILE_TYPES = {
-    0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 7: "q8_0", 8: "q5_0", 9: "q5_1", 10: "q2_k",
-    11: "q3_k_s", 12: "q3_k_m", 13: "q3_k_l", 14: "q4_k_s", 15: "q4_k_m", 16: "q5_k_s",
-    17: "q5_k_m", 18: "q6_k", 25: "iq4_nl", 30: "iq4_xs", 32: "bf16",
-}  # fmt: skip
 # Bytes per weight, from the block sizes of ggml's types; the k-quants mix, so theirs are averages.
 WEIGHT = {
     "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 1.07, "q6_k": 0.82, "q5_1": 0.75, "q5_0": 0.69,
@@ -32,11 +33,26 @@ WEIGHT = {
 }  # fmt: skip
 QUANTIZABLE = tuple(WEIGHT)[1:]
 
+STORE = "store:"
+# What ends so is meant as a file, though nothing else goes by a file's name.
+MODEL_SUFFIXES = frozenset({".gguf", ".ggml", ".bin"})
+
 AnyHeader = Header | ggml.Header
 # Calls for vectors that one worker takes at a time: it fills its batches from all of them, and a
 # short text is some 6 tokens of the 512 in a batch.
 EMBED_CALLS = 64
 EMBED_BATCH = 512  # tokens; llama_cpp's default
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """What an operator has chosen over the configuration. `plugin` is NAME or NAME@VERSION."""
+
+    version: int | None = None
+    variant: str | None = None
+    plugin: str | None = None
+
+
+AS_CONFIGURED = Choice()
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,8 @@ class Source:
     context: int
     estimate: int
     embeds: bool = False
+    held: Version | None = None
+    follows: str | None = None
     release: str = ""
 
     @property
@@ -78,43 +96,80 @@ class SourceError(Exception):
         self.key = key
 
 
-def resolve(
-    config: Config, installed: Mapping[str, Plugin], refused: Mapping[str, str]
-) -> tuple[dict[str, Source], dict[str, SourceError]]:
-    """Sources by model, and for each model that can't be served, why."""
-    sources: dict[str, Source] = {}
-    faults: dict[str, SourceError] = {}
-    for name, settings in config.models.items():
+@dataclass(frozen=True)
+class Resolver:
+    """Finds what models load, in one state of configuration, plugins and store."""
+
+    config: Config
+    plugins: Plugins
+    library: Library
+
+    def first(self, name: str, choices: Sequence[Choice]) -> tuple[Source, SourceError | None]:
+        """What can be served of `choices`, best first, and then of the store's other versions; and
+        what is wrong with the first one if that can't. Raises the `SourceError` of the first."""
+        wrong: SourceError | None = None
+        for choice in (*choices, *self._others(name, choices)):
+            try:
+                return self.one(name, choice), wrong
+            except SourceError as error:
+                wrong = wrong or error
+        assert wrong is not None
+        raise wrong
+
+    def _others(self, name: str, choices: Sequence[Choice]) -> Iterator[Choice]:
+        """Versions that are whole and were good once, newest first. None where the configuration
+        asks for one by its number, or for a file that is no version's."""
+        settings = self.config.models[name]
         try:
-            sources[name] = _resolve(name, settings, config, installed, refused)
-        except SourceError as error:
-            faults[name] = error
-    return sources, faults
+            reference = _reference(settings.source, self.config)
+            if reference is None or isinstance(reference.selector, int):
+                return
+            for number in reversed(self.library.versions(reference.name)):
+                if number not in {choice.version for choice in choices}:
+                    yield Choice(number)
+        except StoreError:
+            return
+
+    def one(self, name: str, choice: Choice = AS_CONFIGURED) -> Source:
+        """Raises `SourceError`."""
+        settings = self.config.models[name]
+        if choice.variant is not None:
+            settings = replace(settings, variants=(choice.variant,))
+        if choice.plugin is not None:
+            settings = replace(settings, plugin=choice.plugin)
+        return _resolve(name, settings, choice.version, self)
 
 
-def _resolve(
-    name: str,
-    settings: ModelSettings,
-    config: Config,
-    installed: Mapping[str, Plugin],
-    refused: Mapping[str, str],
-) -> Source:
-    file, version, format = None, 1, None
+def stored_name(name: str, config: Config) -> ModelName | None:
+    """The name in the store that a served model's versions are found under; touches no file but
+    to see whether a source is one."""
+    settings = config.models[name]
+    try:
+        reference = _reference(settings.source, config)
+        return reference.name if reference is not None else ModelName(name)
+    except StoreError:
+        return None
+
+
+def _resolve(name: str, settings: ModelSettings, number: int | None, found: Resolver) -> Source:
+    where, format = _Place(None, 1), None
     header: AnyHeader | None = None
     try:
-        if settings.source is not None:
-            file, version = _file(settings.source, config)
-            format = gguf.detect(file)
+        if settings.source is not None or number is not None:
+            where = _place(name, settings, number, found)
+        if where.file is not None:
+            format = gguf.detect(where.file)
             if format == "gguf":
-                header = gguf.read_header(file)
+                header = gguf.read_header(where.file)
             else:
-                header = ggml.read_header(file, settings.options.get("family"))
+                header = ggml.read_header(where.file, settings.options.get("family"))
     except ggml.FamilyError as error:
         raise SourceError("options", str(error)) from None
-    except ModelFileError as error:
+    except (ModelFileError, StoreError) as error:
         raise SourceError("source", str(error)) from None
+    file = where.file
     try:
-        plugin = plugins.choose(settings.plugin, format, installed, refused)
+        plugin = found.plugins.choose(settings.plugin, format)
     except PluginError as error:
         raise SourceError("plugin", str(error)) from None
     formats = plugin.manifest.formats
@@ -124,7 +179,7 @@ def _resolve(
         raise SourceError(
             "source", f"the plugin {plugin.manifest.name} does not load {format} files"
         )
-    stored = _variant(header)
+    stored = where.variant or ("default" if header is None else variant_of(header))
     variant = settings.variants[0] if settings.variants else stored
     if variant != stored and not isinstance(header, Header):
         raise SourceError("variants", f"only GGUF files can be quantized; this is {stored}")
@@ -145,35 +200,76 @@ def _resolve(
         settings=settings,
         plugin=plugin,
         file=file,
-        version=version,
+        version=where.number,
         variant=variant,
         stored=stored,
         context=context,
         estimate=(
             _embedding_estimate(header, shrink, context, settings)
             if embeds and isinstance(header, Header)
-            else _estimate(header, file, shrink, context, settings.slots)
+            else _estimate(header, file, shrink, context, settings.slots, where.size)
         ),
         embeds=embeds,
+        held=where.version,
+        follows=where.label,
     )
 
 
-def _file(source: str, config: Config) -> tuple[Path, int]:
+@dataclass(frozen=True)
+class _Place:
+    """A file to load, and what the store knows of it; `size` in bytes of all its shards."""
+
+    file: Path | None
+    number: int
+    variant: str | None = None
+    version: Version | None = None
+    label: str | None = None
+    size: int | None = None
+
+
+def _place(name: str, settings: ModelSettings, number: int | None, found: Resolver) -> _Place:
+    """Raises `ModelFileError` or `StoreError`."""
+    reference = _reference(settings.source, found.config)
+    if reference is None and number is None:
+        path = found.config.origin.parent / Path(settings.source or "").expanduser()
+        return _Place(path.resolve(), 1)
+    if reference is None:
+        reference = Reference(ModelName(name))
+    label = "stable" if reference.selector is None else reference.selector
+    try:
+        if number is not None:
+            version = found.library.version(reference.name, number)
+        else:
+            version = found.library.resolve(reference)
+    except NotThere:
+        if reference.name != demo.NAME or found.library.versions(demo.NAME):
+            raise
+        # Before the daemon has first run, it is in the package only.
+        packed = demo.find(f"builtin:demo@{number or label}")
+        demo.verify(packed)
+        return _Place(packed.file, packed.number)
+    wanted = settings.variants[0] if settings.variants else reference.variant
+    files = version.variants()
+    variant = str(wanted if wanted in files else next(iter(files)))
+    file = found.library.ensure(version, variant)
+    size = sum(file.stat().st_size for file in files[variant])
+    follows = label if isinstance(label, str) else None
+    return _Place(file, version.number, variant, version, follows, size)
+
+
+def _reference(source: str | None, config: Config) -> Reference | None:
+    """What of the store a source names; None for the path of a file. A name that could be either
+    is a path where there is such a file. Raises `StoreError`."""
+    if source is None:
+        return None
     if demo.is_builtin(source):
-        version = demo.find(source)
-        demo.verify(version)
-        return version.file, version.number
+        return demo.reference(source)
+    if source.startswith(STORE):
+        return Reference.parse(source.removeprefix(STORE))
     path = config.origin.parent / Path(source).expanduser()
-    return path.resolve(), 1
-
-
-def _variant(header: AnyHeader | None) -> str:
-    if header is None:
-        return "default"
-    if isinstance(header, ggml.Header):
-        return header.file_type
-    kind = header.metadata.get("general.file_type")
-    return FILE_TYPES.get(kind, "unknown") if isinstance(kind, int) else "unknown"
+    if source[0] in "./~" or path.suffix.lower() in MODEL_SUFFIXES or path.exists():
+        return None
+    return Reference.parse(source)
 
 
 def _context(header: AnyHeader | None, settings: ModelSettings) -> int:
@@ -187,10 +283,16 @@ def _context(header: AnyHeader | None, settings: ModelSettings) -> int:
 
 
 def _estimate(
-    header: AnyHeader | None, file: Path | None, shrink: float, context: int, slots: int
+    header: AnyHeader | None,
+    file: Path | None,
+    shrink: float,
+    context: int,
+    slots: int,
+    size: int | None = None,
 ) -> int:
-    """Bytes for one replica: weights, `shrink` times the file, and a KV cache of f16 with `context`
-    tokens for each slot. An older file's model has one cache for all slots."""
+    """Bytes for one replica: weights, `shrink` times the file (all shards: `size`), and a KV cache
+    of f16 with `context` tokens for each slot. An older file's model has one cache for all
+    slots."""
     if header is None or file is None:
         return file.stat().st_size if file else 0
     if isinstance(header, ggml.Header):
@@ -207,7 +309,7 @@ def _estimate(
     value_length = number("attention.value_length", key_length)
     kv_heads = number("attention.head_count_kv", heads)
     per_token = number("block_count", 0) * kv_heads * (key_length + value_length) * 2
-    return int(header.size * shrink) + per_token * context * slots
+    return int((size or header.size) * shrink) + per_token * context * slots
 
 
 def _embedding_estimate(

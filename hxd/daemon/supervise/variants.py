@@ -14,24 +14,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hxd import gguf, wire
+from hxd.daemon.store.faults import StoreError
+from hxd.daemon.store.library import Library
+from hxd.daemon.store.plugins import Plugin
 from hxd.daemon.store.sources import Source
 from hxd.daemon.supervise.link import Loss
 from hxd.daemon.supervise.process import Program, WorkerProcess, describe_exit
 from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.workers import PrepareError
+from hxd.pluginfile import PluginError
 
 TEMPORARY = ".part"
 DEADLINE = 3600.0
 
 
 class Variants:
-    def __init__(self, cache: Path) -> None:
+    """`library` checks the bytes of what belongs to the store before every load, `recheck` those of
+    the plugin; it raises `PluginError`."""
+
+    def __init__(self, cache: Path, library: Library, recheck: Callable[[Plugin], None]) -> None:
+        self._library = library
+        self._recheck = recheck
         self._folder = cache / "variants"
         self._locks: dict[Path, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def file_for(self, replica: Replica) -> Path | None:
         """What `replica` loads; raises `PrepareError` or `OSError`."""
         source = replica.source
+        await asyncio.to_thread(self._check, source)
         if source.file is None or source.variant == source.stored:
             return source.file
         target = await asyncio.to_thread(self._target, source, source.file)
@@ -39,6 +49,16 @@ class Variants:
             if not await asyncio.to_thread(target.exists):
                 await self._quantize(source, source.file, target, replica)
         return target
+
+    def _check(self, source: Source) -> None:
+        """Raises `PrepareError` for bytes that are not what they were when they were accepted."""
+        try:
+            self._recheck(source.plugin)
+            if source.held is not None:
+                version = self._library.version(source.held.name, source.held.number)
+                self._library.ensure(version, source.stored)
+        except (PluginError, StoreError) as error:
+            raise PrepareError(str(error)) from None
 
     def _target(self, source: Source, file: Path) -> Path:
         found = file.stat()
@@ -51,7 +71,7 @@ class Variants:
         part = target.with_suffix(TEMPORARY)
         plugin = source.plugin
         told = _Told(lambda note: setattr(replica, "note", note))
-        program = Program(plugin.manifest.name, plugin.folder, plugin.digest)
+        program = Program(plugin.manifest.name, plugin.folder, plugin.digest, python=plugin.python)
         worker = await WorkerProcess.spawn(program, told)
         try:
             async with asyncio.timeout(DEADLINE):

@@ -263,6 +263,7 @@ def _program(source: Source) -> Program:
         plugin.digest,
         settings.memory_limit,
         settings.environment,
+        plugin.python,
     )
 
 

@@ -1,0 +1,62 @@
+"""Asks one release golden prompts, the way every request goes, from the line to the last token."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+
+from hxd import wire
+from hxd.daemon.request.call import Call
+from hxd.daemon.request.deployment import Served
+from hxd.daemon.request.strand import Setting
+from hxd.daemon.rollout.golden import Golden, Outcome, Prompt, judge
+from hxd.errors import HxdError
+
+# At once: the clients of the box shall hardly notice.
+AT_ONCE = 2
+LONGEST = 120.0  # seconds for one prompt
+
+
+async def outcomes(setting: Setting, served: Served, golden: Golden) -> Mapping[str, Outcome]:
+    """What came of each prompt, by its id."""
+    room = asyncio.Semaphore(AT_ONCE)
+    found: dict[str, Outcome] = {}
+
+    async def one(prompt: Prompt) -> None:
+        async with room:
+            found[prompt.id] = await _outcome(setting, served, prompt)
+
+    async with asyncio.TaskGroup() as group:
+        for prompt in golden.prompts:
+            group.create_task(one(prompt))
+    return found
+
+
+async def _outcome(setting: Setting, served: Served, prompt: Prompt) -> Outcome:
+    order = wire.Generate(
+        id=0,
+        seed=0,
+        messages=[wire.Message(role=role, content=content) for role, content in prompt.messages],
+        sampling=wire.Sampling(temperature=0.0),
+        max_tokens=prompt.max_tokens,
+    )
+    texts: list[str] = []
+    finish: str | None = None
+    try:
+        call = Call(setting, [served], [order], whole=True, strict=True)
+        async with asyncio.timeout(LONGEST), contextlib.aclosing(call.pieces()) as pieces:
+            async for batch in pieces:
+                for piece in batch:
+                    texts.append(piece.text)
+                    finish = piece.finish or finish
+    except (HxdError, TimeoutError):
+        return judge(prompt, None, None)
+    return judge(prompt, "".join(texts), finish)
+
+
+def generates(served: Served, setting: Setting) -> bool:
+    """Whether there is anything to ask; a model for embeddings answers no prompts."""
+    replicas = setting.supervisor.replicas.get(served.source.key, ())
+    said = [replica.loaded.capabilities for replica in replicas if replica.loaded is not None]
+    return any("generate" in capabilities for capabilities in said)

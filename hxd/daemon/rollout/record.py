@@ -1,0 +1,104 @@
+"""What of every model's rollouts must outlive the daemon: what is in service by the operator's
+word, what was before, and what is under way. One small file, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hxd.config import ModelSettings
+from hxd.daemon.store.sources import Choice
+
+log = logging.getLogger("hxd.rollout")
+
+FILE = "deployments.json"
+MOST_FORMER = 10
+MOST_BYTES = 4 << 20
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """A rollout as it was asked for. `share`, 0 to 1, of the clients get the new release for
+    `seconds`, until at least `at_least` requests of it are seen; None swaps at once. `compare`: two
+    versions stay side by side, and nothing is decided. `mode` is `auto`, `availability` or
+    `resource`. `began` is in Unix seconds, `attempts` counts daemons that have tried. `blame`: what
+    serves now is not to be kept."""
+
+    model: str
+    choice: Choice
+    share: float | None = None
+    seconds: float = 600.0
+    at_least: int = 0
+    compare: bool = False
+    mode: str = "auto"
+    by_conversation: bool = False
+    began: float = 0.0
+    attempts: int = 0
+    blame: bool = False
+    why: str = "asked for"
+
+
+class Deployed(msgspec.Struct, frozen=True):
+    """`configured` is what the configuration said when `choice` was made; once it says something
+    else, that counts."""
+
+    configured: str
+    choice: Choice
+    former: tuple[Choice, ...] = ()
+    pending: Ask | None = None
+
+
+class Record:
+    """Kept in memory; `load` and `save` touch the disk and block."""
+
+    def __init__(self, state: Path) -> None:
+        self._file = state / FILE
+        self.models: dict[str, Deployed] = {}
+
+    def load(self) -> None:
+        """What can't be read is put aside: then the configuration counts, and nothing else."""
+        try:
+            with self._file.open("rb") as stream:
+                data = stream.read(MOST_BYTES + 1)
+            self.models = msgspec.json.decode(data, type=dict[str, Deployed])
+        except FileNotFoundError:
+            self.models = {}
+        except (OSError, msgspec.DecodeError, RecursionError) as error:
+            log.error("%s can't be read, the configuration counts: %s", self._file, error)
+            with contextlib.suppress(OSError):
+                self._file.rename(self._file.with_suffix(".unreadable"))
+            self.models = {}
+
+    def of(self, name: str, settings: ModelSettings) -> Deployed:
+        """What counts for a model: what is recorded, or what is configured if that has changed."""
+        configured = fingerprint(settings)
+        found = self.models.get(name)
+        if found is None or found.configured != configured:
+            return Deployed(configured, Choice())
+        return found
+
+    def save(self, models: dict[str, Deployed]) -> None:
+        """Raises `OSError`, and then nothing has changed."""
+        part = self._file.with_suffix(".part")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(msgspec.json.format(msgspec.json.encode(models), indent=1))
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.rename(self._file)
+        folder = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        self.models = models
+
+
+def fingerprint(settings: ModelSettings) -> str:
+    """What of a model's settings says which version, variant and plugin it is."""
+    said: list[Any] = [settings.source, settings.plugin, list(settings.variants)]
+    return msgspec.json.encode(said).decode()
