@@ -48,7 +48,7 @@ class Digests:
     dropped."""
 
     def __init__(self, file: Path, beside: Path, wall: Callable[[], float]) -> None:
-        self._file = file
+        self.file = file
         self._beside = beside
         self._wall = wall
         self._lock = threading.Lock()
@@ -93,14 +93,14 @@ class Digests:
         """All of it; every file is read again at its next use."""
         with self._lock:
             self._known = {}
-            self._file.unlink(missing_ok=True)
+            self.file.unlink(missing_ok=True)
 
     def readable(self) -> bool:
         """False where the file is there and is nonsense."""
         try:
             self._read()
         except (msgspec.DecodeError, StoreError, RecursionError, OSError):
-            return not self._file.exists()
+            return not self.file.exists()
         return True
 
     def _recall(self, seen: Seen) -> Digest | None:
@@ -115,7 +115,7 @@ class Digests:
         return self._known
 
     def _read(self) -> dict[Seen, Digest]:
-        descriptor = os.open(self._file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(self.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as stream:
             data = stream.read(MAX_BYTES)
         rows = msgspec.json.decode(data, type=list[tuple[int, int, int, int, int, str]])
@@ -125,7 +125,7 @@ class Digests:
         rows = [[*seen, str(digest)] for seen, digest in known.items()]
         # A disk that takes no more must not keep a model from loading: the file is only a help.
         with contextlib.suppress(OSError):
-            disk.write_atomic(self._file, msgspec.json.encode(rows), self._beside)
+            disk.write_atomic(self.file, msgspec.json.encode(rows), self._beside)
 
 
 def hash_file(descriptor: int, name: str, work: Work) -> Digest:

@@ -104,6 +104,27 @@ def _part(
             yield _finding(found, below + name, What.EXTRA, "not in the manifest")
 
 
+def differs(
+    tree: Beneath, digests: Digests, path: Path, entry: FileEntry, work: Work
+) -> str | None:
+    """How a file differs from its entry, phrased to follow its name; None where it does not. What
+    is remembered of the file is believed."""
+    try:
+        descriptor = tree.open(path)
+    except FileNotFoundError:
+        return "is missing"
+    try:
+        size = os.fstat(descriptor).st_size
+        if size != entry.bytes:
+            return f"has {size} bytes, the manifest says {entry.bytes}"
+        digest = digests.of(descriptor, path.name, work)
+    finally:
+        os.close(descriptor)
+    if digest != entry.sha256:
+        return f"is corrupted: its sha256 is {digest.short}, the manifest says {entry.sha256.short}"
+    return None
+
+
 def _fault(
     tree: Beneath, digests: Digests, path: Path, entry: FileEntry, work: Work, deep: bool
 ) -> tuple[What, str] | None:
@@ -122,13 +143,13 @@ def _fault(
             return What.SIZE, f"{size} bytes; the manifest says {entry.bytes}"
         if not deep:
             return None
-        try:
-            digest = digests.recompute(descriptor, path.name, work)
-        except OSError as error:
-            return What.DIGEST, f"can't be read: {error.strerror}"
+        digest = digests.recompute(descriptor, path.name, work)
         if digest != entry.sha256:
             return What.DIGEST, f"sha256 {digest.short}; the manifest says {entry.sha256.short}"
+        # The file that was hashed, whatever its path names by now.
         candidates.read_header(Path(f"/proc/self/fd/{descriptor}"), path.name)
+    except OSError as error:
+        return What.DIGEST, f"can't be read: {error.strerror}"
     except Corrupt as error:
         return What.HEADER, error.message
     finally:

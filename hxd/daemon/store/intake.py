@@ -157,6 +157,11 @@ def _take(
     return Taken(source, before, target, sha256, seen.size, seen, how)
 
 
+def copy(descriptor: int, source: Path, target: Path, work: Work) -> Taken:
+    """Of an open file, whatever `source` names by now."""
+    return _take(descriptor, source, target, "copy", work)
+
+
 def _copy(descriptor: int, into: int, name: str, size: int, work: Work) -> Digest:
     hasher = hashlib.sha256()
     buffer = memoryview(bytearray(disk.CHUNK))

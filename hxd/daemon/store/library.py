@@ -9,128 +9,83 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import os
+import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
-import msgspec
+import tomli_w
 
-from hxd.daemon.store import candidates, demo, disk, findings, intake, quarantine
+from hxd.daemon.store import candidates, disk, findings, intake, quarantine
 from hxd.daemon.store import labels as labelling
 from hxd.daemon.store import manifest as manifests
-from hxd.daemon.store.digests import Digests, Seen
+from hxd.daemon.store.digests import Digests
 from hxd.daemon.store.disk import guarded
 from hxd.daemon.store.faults import BadName, Conflict, Corrupt, NotThere, StoreError
 from hxd.daemon.store.findings import Finding, What
 from hxd.daemon.store.intake import Take, Taken
+from hxd.daemon.store.journal import FILE as JOURNAL
+from hxd.daemon.store.journal import Journal
 from hxd.daemon.store.labels import STABLE, Labels
+from hxd.daemon.store.lockfile import locked
 from hxd.daemon.store.manifest import FileEntry, Manifest
 from hxd.daemon.store.quarantine import Cause, Mark
-from hxd.daemon.store.reference import Digest, Label, ModelName, VariantName, shown
+from hxd.daemon.store.reference import Label, ModelName, VariantName, shown
 from hxd.daemon.store.shelf import GOLDEN, MAX_GOLDEN, Shelf, numbered
 from hxd.daemon.store.stage import Stage
 from hxd.daemon.store.version import VARIANTS, Version
 from hxd.daemon.store.work import Work
+from hxd.daemon.store.workspaces import PULL, Workspaces
 
 WORKSPACES = "tmp"
 QUARANTINE = "quarantine"
-JOURNAL = "journal.json"
-LOCK = "lock"
-# Downloads that can be resumed lie here, one folder each; after a week nobody comes back for them.
-PULL = "pull"
-PULL_KEPT = 7 * 86400
-
-
-class _Publication(msgspec.Struct, frozen=True):
-    """In the journal from before the rename until the labels are set."""
-
-    name: str
-    version: int
-    labels: tuple[str, ...]
-    golden: bytes | None
+DIGESTS = "digests.json"
 
 
 class Library(Shelf):
-    """One process at a time, any of its threads. Everything here blocks."""
+    """One process at a time (`lock`), any of its threads. Everything here blocks."""
 
     def __init__(self, root: Path, wall: Callable[[], float] = time.time) -> None:
         super().__init__(root)
         self.wall = wall
-        self.workspaces = root / WORKSPACES
-        self.digests = Digests(root / "digests.json", self.workspaces, wall)
-        self._journal = root / JOURNAL
-        self._writing = threading.RLock()
-        self._live: set[str] = set()
+        self.workspaces = Workspaces(root / WORKSPACES, wall)
+        self.digests = Digests(root / DIGESTS, root / WORKSPACES, wall)
+        # Whoever changes what others may see holds it, and for no longer than renames take.
+        self.writing = threading.RLock()
+        self._journal = Journal(root / JOURNAL, root / WORKSPACES)
 
     # Life
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Keeps other processes from writing; raises `Conflict` naming the one that does."""
-        with guarded("lock the store"):
-            disk.make_folder(self.root)
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(self.root / LOCK, flags, disk.FILE_MODE)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
-                raise Conflict(
-                    f"the store {self.root} is in use by process {owner or 'unknown'}; ask the "
-                    "daemon (hxctl without --offline), or stop it first"
-                ) from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-            yield
-        finally:
-            os.close(descriptor)
+        return locked(self.root, "ask the daemon, or stop it first (systemctl stop hxd)")
 
     def prepare(self) -> None:
         """At every start, since the last exit may have been a crash: folders, leftovers, what was
         half published, the built-in demo model. The demo comes last: where it can't be written,
         the error says so and the rest is done."""
-        with guarded("prepare the store"), self._writing:
-            for folder in (self.models, self.workspaces / PULL, self.root / QUARANTINE):
+        # Here, since it publishes through this class.
+        from hxd.daemon.store.seed import seed
+
+        with guarded("prepare the store"), self.writing:
+            for folder in (self.models, self.workspaces.folder / PULL, self.root / QUARANTINE):
                 disk.make_folder(folder)
-            for path in self.leftovers():
+            for path in self.workspaces.leftovers(parts=True):
                 disk.delete(path)
             self._finish_publication()
-        self._seed_demo()
+        seed(self)
 
     def workspace(self, purpose: str) -> Path:
         """A fresh folder on the store's file system; give it to `drop` when done."""
-        VariantName(purpose)
-        with guarded("make a workspace"), self._writing:
-            disk.make_folder(self.workspaces)
-            path = Path(mkdtemp(prefix=f"{purpose}-", dir=self.workspaces))
-            self._live.add(path.name)
-            return path
+        return self.workspaces.make(purpose)
 
     def drop(self, workspace: Path) -> None:
         """A workspace and what is left in it; gone already is as good."""
-        with guarded(f"remove {workspace}"):
-            if workspace.parent != self.workspaces:
-                raise BadName(f"{workspace} is not a workspace of the store")
-            disk.delete(workspace)
-            self._live.discard(workspace.name)
-
-    def leftovers(self) -> list[Path]:
-        """Workspaces that no thread of this process works in, and downloads past their time."""
-        with self._writing:
-            found = [
-                path
-                for path in _entries(self.workspaces)
-                if path.name not in self._live and path.name != PULL
-            ]
-            now = self.wall()
-            pulls = _entries(self.workspaces / PULL)
-            return found + [path for path in pulls if now - _touched(path) > PULL_KEPT]
+        self.workspaces.drop(workspace)
 
     # Coming in
 
@@ -152,7 +107,6 @@ class Library(Shelf):
 
         Raises `Corrupt` for files that are not what they claim, `Conflict` where a version has the
         same content, `StoreBroken`."""
-        work = work or Work()
         model = ModelName(name)
         if urls and len(urls) != len(files):
             raise StoreError(f"{len(urls)} urls for {len(files)} files")
@@ -163,7 +117,8 @@ class Library(Shelf):
         try:
             with guarded(f"bring {found.files[0].name} into the store"):
                 targets = [folder / one for one in found.names]
-                taken = intake.take(list(zip(found.files, targets, strict=True)), take, work)
+                pairs = list(zip(found.files, targets, strict=True))
+                taken = intake.take(pairs, take, work or Work())
             for one, header in zip(taken, found.headers, strict=True):
                 # The path may hold something else by now than when its header was read.
                 if candidates.read_header(one.path, one.source.name)[1] != header:
@@ -202,12 +157,14 @@ class Library(Shelf):
     ) -> Version:
         """What `Stage.publish` does."""
         name = stage.name
-        wanted = None if labels is None else tuple(Label(label) for label in labels)
+        wanted = None if labels is None else [Label(label) for label in labels]
         _check_golden(golden)
-        with guarded(f"publish {name}"), self._writing:
+        with guarded(f"publish {name}"), self.writing:
+            if wanted is None:
+                wanted = [] if self.versions(name) else [STABLE]
             manifest = Manifest(
                 name=name,
-                version=1,
+                version=self._next(name, self.labelled(name)),
                 files=stage.entries,
                 created=self.today(),
                 description=stage.description,
@@ -217,18 +174,42 @@ class Library(Shelf):
                 validation=dict(validation),
             )
             self._refuse_again(name, manifest.digests)
-            known = self.labelled(name)
-            number = self._next(name, known)
-            if wanted is None:
-                wanted = () if self.versions(name) else (STABLE,)
-            manifest = msgspec.structs.replace(manifest, version=number)
-            version = self._enter(stage.folder, manifest, wanted, golden)
-        remembered = {
-            one.seen: one.sha256 for one in stage.taken if not stage.moves or one.how == "copy"
-        }
-        if stage.moves:
-            remembered |= intake.give_up_sources(stage.taken)
-        self._remember(remembered)
+            return self.enter(
+                stage.folder,
+                manifest,
+                stage.taken,
+                labels=wanted,
+                golden=golden,
+                moves=stage.moves,
+            )
+
+    def enter(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        taken: Sequence[Taken],
+        *,
+        labels: Sequence[Label] = (),
+        golden: bytes | None = None,
+        moves: bool = False,
+    ) -> Version:
+        """A workspace with synced files becomes the version that the manifest says. Raises
+        `Conflict` where that is there."""
+        name, number = manifest.name, manifest.version
+        target = self.folder(name) / str(number)
+        with guarded(f"publish {name}@{number}"), self.writing:
+            if os.path.lexists(target):
+                raise Conflict(f"{name}@{number} is there already; hxctl model verify {name}")
+            if labels or golden is not None:
+                self._journal.begin(name, number, labels, golden)
+            try:
+                self._settle(folder, target, manifest)
+            except BaseException:
+                self._journal.done()
+                raise
+            self._finish_publication()
+            version = self.version(name, number)
+        self._remember(taken, moves)
         return version
 
     def add_variant(
@@ -241,21 +222,20 @@ class Library(Shelf):
         validation: Mapping[str, Any] | None = None,
         work: Work | None = None,
     ) -> Version:
-        """`file`, which lies in a workspace, becomes a derived variant. Raises `Conflict` where the
-        version has one of this name."""
+        """`file`, which lies in a workspace, becomes a derived variant and is gone from there.
+        Raises `Conflict` where the version has one of this name."""
         kind = VariantName(variant)
-        if self.workspaces not in file.parents:
+        if not self.workspaces.contains(file):
             raise BadName(f"{file} is not in a workspace of the store")
         found = candidates.check([file])
         folder = self.workspace("variant")
         try:
             with guarded(f"add {kind} to {version}"):
-                target = folder / found.names[0]
-                (taken,) = intake.take([(file, target)], "move", work or Work())
+                (taken,) = intake.take([(file, folder / found.names[0])], "move", work or Work())
             manifest = Manifest(
                 name=version.name,
                 version=version.number,
-                files={target.name: FileEntry(taken.sha256, taken.bytes, kind)},
+                files={taken.path.name: FileEntry(taken.sha256, taken.bytes, kind)},
                 created=self.today(),
                 format="gguf" if found.format == "gguf" else "ggml",
                 origin=f"{version}",
@@ -263,36 +243,78 @@ class Library(Shelf):
                 made_by=made_by,
                 validation=dict(validation or {}),
             )
-            return self._enter_variant(version, kind, folder, manifest, [taken])
-        except BaseException:
+            return self.enter_variant(folder, manifest, [taken], moves=True)
+        finally:
             self.drop(folder)
-            raise
+
+    def enter_variant(
+        self, folder: Path, manifest: Manifest, taken: Sequence[Taken], *, moves: bool = False
+    ) -> Version:
+        """A workspace with a synced file becomes a derived variant of the manifest's version."""
+        (kind,) = manifest.variants()
+        name, number = manifest.name, manifest.version
+        with guarded(f"add {kind} to {name}@{number}"), self.writing:
+            parent = self.version(name, number)
+            target = parent.folder / VARIANTS / kind
+            if kind in parent.variants() or os.path.lexists(target):
+                raise Conflict(
+                    f"{parent} has a variant {kind} already; hxctl model rm {name}:{kind}@{number} "
+                    "removes it"
+                )
+            self._settle(folder, target, manifest)
+            version = self.version(name, number)
+        self._remember(taken, moves)
+        return version
+
+    def put_file(self, file: Path, taken: Taken) -> None:
+        """A file of a version is replaced, in one step, by one from a workspace. The caller knows
+        that its digest is the manifest's."""
+        with guarded(f"replace {file}"), self.writing:
+            taken.path.replace(file)
+            disk.sync_folder(file.parent)
+        self._remember([taken], moves=False)
 
     def set_golden(self, name: str, data: bytes) -> None:
         """The model's golden prompts, in whatever form their reader wants."""
         model = ModelName(name)
         _check_golden(data)
-        with guarded(f"write the golden prompts of {model}"), self._writing:
+        with guarded(f"write the golden prompts of {model}"), self.writing:
             if not self.versions(model):
-                raise self._unknown(model)
-            disk.write_atomic(self.folder(model) / GOLDEN, data, self.workspaces)
+                raise self.unknown(model)
+            disk.write_atomic(self.folder(model) / GOLDEN, data, self.workspaces.folder)
 
     # Labels and removal
 
     def set_label(self, name: str, label: str, number: int | None) -> None:
         """Points the label at a version, or removes it with None."""
         model, word = ModelName(name), Label(label)
-        with guarded(f"label {model}"), self._writing:
-            if number is None:
-                self._remove_label(model, word)
-                return
-            version = self.version(model, number)
-            if version.quarantined:
+        with guarded(f"label {model}"), self.writing:
+            known = self.labelled(model)
+            if number is not None:
+                version = self.version(model, number)
+                if version.quarantined:
+                    raise Conflict(
+                        f"{version} is in quarantine: {version.quarantined}. hxctl model doctor "
+                        "says more"
+                    )
+                self.save_labels(model, {**known.labels, word: number})
+            elif word not in known.labels:
+                raise NotThere(f"{model} has no label {word}", param="label")
+            elif word == STABLE:
                 raise Conflict(
-                    f"{version} is in quarantine: {version.quarantined}. hxctl model verify "
-                    f"{version} and hxctl model doctor say more"
+                    f"stable can't be removed; hxctl label {model} stable VERSION moves it"
                 )
-            self._label(model, {word: number})
+            else:
+                rest = {one: at for one, at in known.labels.items() if one != word}
+                self.save_labels(model, rest)
+
+    def save_labels(self, name: ModelName, labels: Mapping[str, int], next: int = 1) -> None:
+        """All of them at once. The number of the next version never goes down."""
+        with contextlib.suppress(Corrupt):  # Replacing it is what mends it.
+            next = max(next, self.labelled(name).next)
+        saved = Labels(max(next, self._next(name, Labels())), dict(labels))
+        file = self.folder(name) / labelling.FILE
+        disk.write_atomic(file, labelling.write(saved), self.workspaces.folder)
 
     def remove(
         self,
@@ -308,8 +330,20 @@ class Library(Shelf):
         with guarded(f"remove {model}@{number}"):
             space = self.workspace("removed")
             try:
-                with self._writing:
-                    self._move_out(model, number, variant, keep, space)
+                with self.writing:
+                    version = self.version(model, number)
+                    if variant is None:
+                        self._refuse_used(version, keep)
+                        self.save_labels(model, self.labelled(model).labels)
+                        disk.move(version.folder, space / str(number))
+                    else:
+                        folder, _ = version.part(variant)
+                        if folder == version.folder:
+                            raise Conflict(
+                                f"{variant} is what {version} was imported as; hxctl model rm "
+                                f"{version} removes all of it"
+                            )
+                        disk.move(folder, space / variant)
             finally:
                 self.drop(space)
 
@@ -319,14 +353,14 @@ class Library(Shelf):
         model = ModelName(name)
         numbers = self.versions(model)
         if not numbers:
-            raise self._unknown(model)
+            raise self.unknown(model)
         if used := sorted(set(numbers) & set(keep)):
             raise Conflict(f"{model}@{used[0]} is in use; take {model} out of the config first")
         with guarded(f"remove {model}"):
             space = self.workspace("removed")
             try:
-                with self._writing:
-                    self._save_labels(model, Labels(self._next(model, self.labelled(model))))
+                with self.writing:
+                    self.save_labels(model, {})
                     for number in numbers:
                         disk.move(self.folder(model) / str(number), space / str(number))
                     (self.folder(model) / GOLDEN).unlink(missing_ok=True)
@@ -344,14 +378,13 @@ class Library(Shelf):
             model = ModelName(one)
             numbers = self.versions(model) if number is None else [number]
             if not numbers:
-                raise self._unknown(model)
+                raise self.unknown(model)
             for each in numbers:
                 try:
                     version = self.version(model, each)
                 except Corrupt as error:
                     found.append(Finding(model, each, manifests.FILE, What.MANIFEST, error.message))
-                    continue
-                with guarded(f"verify {version}"):
+                else:
                     found += findings.examine(self.tree, self.digests, version, work or Work())
         return found
 
@@ -361,11 +394,24 @@ class Library(Shelf):
         Raises `Corrupt` naming the file that is not, `Conflict` for what is in quarantine. A file
         that did not change since it was last hashed is not read again."""
         folder, manifest = version.part(variant)
+        # By the disk, not by what was read when the caller got the version.
+        now = self.version(version.name, version.number)
+        if (mark := now.mark or now.marks.get(variant)) is not None:
+            raise Conflict(
+                f"{version}:{variant} is in quarantine: {mark}. Run hxctl model doctor, or import "
+                "another version"
+            )
+        files = version.files(variant)
         with guarded(f"check {version}:{variant}"):
-            self._refuse_marked(version, variant)
-            for name in manifest.variants()[variant]:
-                self._check_file(version, folder / name, manifest.files[name], work or Work())
-        return version.files(variant)[0]
+            for file in files:
+                entry = manifest.files[file.name]
+                wrong = findings.differs(self.tree, self.digests, file, entry, work or Work())
+                if wrong is not None:
+                    raise Corrupt(
+                        f"{folder / file.name} {wrong}. {version} is not loaded; run hxctl model "
+                        "doctor"
+                    )
+        return files[0]
 
     def quarantine(
         self,
@@ -378,38 +424,79 @@ class Library(Shelf):
     ) -> None:
         """From now on `ensure` refuses it. `cause` is `bytes` where mending the files is enough to
         let it out again; the doctor then does so."""
-        with guarded(f"quarantine {shown(name)}@{number}"), self._writing:
-            folder = self._marked_folder(name, number, variant)
-            mark = Mark(why, self.today(), cause)
-            disk.write_atomic(folder / quarantine.FILE, quarantine.write(mark), self.workspaces)
+        with guarded(f"quarantine {shown(name)}@{number}"), self.writing:
+            file = self._marked_folder(name, number, variant) / quarantine.FILE
+            mark = quarantine.write(Mark(why, self.today(), cause))
+            disk.write_atomic(file, mark, self.workspaces.folder)
 
     def release(
         self, name: str, number: int, variant: str | None = None, work: Work | None = None
     ) -> None:
         """Lifts the quarantine; raises `Corrupt` while a file is not the manifest's."""
         below = f"{VARIANTS}/{variant}/" if variant is not None else ""
-        wrong = [
-            finding
-            for finding in self.verify(name, number, work)
-            if finding.file.startswith(below) and finding.what is not What.EXTRA
-        ]
-        if wrong:
-            raise Corrupt(
-                f"{shown(name)}@{number} stays in quarantine: {wrong[0].file}: {wrong[0].detail}. "
-                "Run hxctl model doctor"
-            )
-        with guarded(f"release {shown(name)}@{number}"), self._writing:
+        for finding in self.verify(name, number, work):
+            # What ails a derived variant keeps only that one in.
+            ours = finding.file.startswith(below or f"{VARIANTS}/") == bool(below)
+            if ours and finding.what is not What.EXTRA:
+                raise Corrupt(
+                    f"{shown(name)}@{number} stays in quarantine: {finding.file}: "
+                    f"{finding.detail}. Run hxctl model doctor"
+                )
+        with guarded(f"release {shown(name)}@{number}"), self.writing:
             folder = self._marked_folder(name, number, variant)
             (folder / quarantine.FILE).unlink(missing_ok=True)
             disk.sync_folder(folder)
 
+    def impound(self, path: Path, why: str) -> Path:
+        """Takes something out of the store, into a folder of `quarantine/` with the reason beside
+        it; returns where it lies. A symbolic link goes as a link."""
+        with guarded(f"take {path} out of the store"), self.writing:
+            when = self.today().replace(":", "").replace("-", "")
+            disk.make_folder(self.root / QUARANTINE)
+            folder = self.root / QUARANTINE / f"{when}-{secrets.token_hex(4)}"
+            disk.make_folder(folder)
+            reason = {"was": str(path.relative_to(self.root)), "why": why, "since": self.today()}
+            text = tomli_w.dumps(reason).encode("utf-8", "backslashreplace")
+            disk.write_new(folder / "reason.toml", text)
+            # A name of its own: what is impounded may be called reason.toml.
+            disk.move(path, folder / f"was-{path.name}"[:255])
+            return folder
+
     # Parts
 
     def today(self) -> str:
+        """The ISO time, in UTC."""
         now = datetime.datetime.fromtimestamp(self.wall(), datetime.UTC)
         return now.isoformat(timespec="seconds").replace("+00:00", "Z")
 
-    def _remember(self, found: dict[Seen, Digest]) -> None:
+    def _settle(self, folder: Path, target: Path, manifest: Manifest) -> None:
+        """The rename that makes a version or variant of a workspace."""
+        file = folder / manifests.FILE
+        file.unlink(missing_ok=True)
+        disk.write_new(file, manifests.write(manifest))
+        disk.sync_folder(folder)
+        disk.make_folder(target.parent)
+        disk.move(folder, target)
+        self.workspaces.left(folder)
+
+    def _finish_publication(self) -> None:
+        """Labels and golden prompts of a version whose rename is done."""
+        half = self._journal.begun()
+        if half is not None:
+            with contextlib.suppress(BadName, NotThere, Corrupt):
+                name = self.version(half.name, half.version).name
+                if half.golden is not None:
+                    file = self.folder(name) / GOLDEN
+                    disk.write_atomic(file, half.golden, self.workspaces.folder)
+                words = {str(Label(label)): half.version for label in half.labels}
+                self.save_labels(name, {**self.labelled(name).labels, **words})
+        self._journal.done()
+
+    def _remember(self, taken: Sequence[Taken], moves: bool) -> None:
+        """Spares the first load the hashing."""
+        found = {one.seen: one.sha256 for one in taken if not moves or one.how == "copy"}
+        if moves:
+            found |= intake.give_up_sources(taken)
         if found:
             self.digests.remember(found, self.wall())
 
@@ -420,7 +507,7 @@ class Library(Shelf):
         for number in self.versions(name):
             try:
                 version = self.version(name, number)
-            except StoreError:
+            except Corrupt:
                 continue
             if version.manifest.digests == digests:
                 state = f", in quarantine: {version.quarantined}" if version.quarantined else ""
@@ -429,106 +516,9 @@ class Library(Shelf):
                     f"points at it, hxctl model rm {version} removes it"
                 )
 
-    def _enter(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        labels: Sequence[str],
-        golden: bytes | None = None,
-    ) -> Version:
-        """A workspace with synced files becomes a version. The caller holds the lock."""
-        name, number = manifest.name, manifest.version
-        target = self.folder(name) / str(number)
-        disk.write_new(folder / manifests.FILE, manifests.write(manifest))
-        disk.sync_folder(folder)
-        disk.make_folder(target.parent)
-        if labels or golden is not None:
-            words = tuple(str(label) for label in labels)
-            half = msgspec.json.encode(_Publication(str(name), number, words, golden))
-            disk.write_atomic(self._journal, half, self.workspaces)
-        try:
-            disk.move(folder, target)
-        except BaseException:
-            self._journal.unlink(missing_ok=True)
-            (folder / manifests.FILE).unlink(missing_ok=True)
-            raise
-        self._live.discard(folder.name)
-        self._finish_publication()
-        return self.version(name, number)
-
-    def _finish_publication(self) -> None:
-        """Labels and golden prompts of a version whose rename is done."""
-        try:
-            data = self._journal.read_bytes()
-        except FileNotFoundError:
-            return
-        with contextlib.suppress(msgspec.DecodeError, BadName, NotThere, Corrupt):
-            half = msgspec.json.decode(data, type=_Publication)
-            name = self.version(half.name, half.version).name
-            if half.golden is not None:
-                disk.write_atomic(self.folder(name) / GOLDEN, half.golden, self.workspaces)
-            self._label(name, {Label(label): half.version for label in half.labels})
-        self._journal.unlink()
-
-    def _enter_variant(
-        self,
-        version: Version,
-        kind: VariantName,
-        folder: Path,
-        manifest: Manifest,
-        taken: Iterable[Taken] = (),
-    ) -> Version:
-        with guarded(f"add {kind} to {version}"), self._writing:
-            parent = self.version(version.name, version.number)
-            target = parent.folder / VARIANTS / kind
-            if kind in parent.variants() or target.exists():
-                raise Conflict(
-                    f"{parent} has a variant {kind} already; hxctl model rm {parent.name}:{kind}"
-                    f"@{parent.number} removes it"
-                )
-            disk.write_new(folder / manifests.FILE, manifests.write(manifest))
-            disk.sync_folder(folder)
-            disk.make_folder(target.parent)
-            disk.move(folder, target)
-            self._live.discard(folder.name)
-            result = self.version(version.name, version.number)
-        self._remember(intake.give_up_sources(list(taken)))
-        return result
-
-    def _label(self, name: ModelName, changes: Mapping[str, int]) -> None:
-        known = self.labelled(name)
-        self._save_labels(name, Labels(self._next(name, known), {**known.labels, **dict(changes)}))
-
-    def _save_labels(self, name: ModelName, labels: Labels) -> None:
-        file = self.folder(name) / labelling.FILE
-        disk.write_atomic(file, labelling.write(labels), self.workspaces)
-
-    def _remove_label(self, name: ModelName, label: Label) -> None:
-        known = self.labelled(name)
-        if label not in known.labels:
-            raise NotThere(f"{name} has no label {label}", param="label")
-        if label == STABLE:
-            raise Conflict(f"stable can't be removed; hxctl label {name} stable VERSION moves it")
-        rest = {word: number for word, number in known.labels.items() if word != label}
-        self._save_labels(name, Labels(self._next(name, known), rest))
-
-    def _move_out(
-        self,
-        name: ModelName,
-        number: int,
-        variant: str | None,
-        keep: Collection[int],
-        space: Path,
-    ) -> None:
-        version = self.version(name, number)
-        if variant is not None:
-            folder, _ = version.part(variant)
-            if folder == version.folder:
-                raise Conflict(f"{variant} is what was imported; hxctl model rm {version}")
-            disk.move(folder, space / variant)
-            return
-        known = self.labelled(name)
-        pointing = sorted(label for label, at in known.labels.items() if at == number)
+    def _refuse_used(self, version: Version, keep: Collection[int]) -> None:
+        name, number = version.name, version.number
+        pointing = sorted(label for label, at in self.labels(name).items() if at == number)
         if pointing:
             raise Conflict(
                 f"{version} is labelled {', '.join(pointing)}; hxctl label {name} {pointing[0]} "
@@ -539,81 +529,11 @@ class Library(Shelf):
                 f"{version} is in use; hxctl swap {name} VERSION first, or take it out of the "
                 "config"
             )
-        if known.next <= number:
-            self._save_labels(name, Labels(self._next(name, known), known.labels))
-        disk.move(version.folder, space / str(number))
-
-    def _refuse_marked(self, version: Version, variant: str) -> None:
-        """By the disk, not by what was read earlier."""
-        now = self.version(version.name, version.number)
-        mark = now.mark or now.marks.get(variant)
-        if mark is not None:
-            raise Conflict(
-                f"{version}:{variant} is in quarantine: {mark}. Run hxctl model doctor, or import "
-                "another version"
-            )
-
-    def _check_file(self, version: Version, path: Path, entry: FileEntry, work: Work) -> None:
-        mend = f"{version} is not loaded; run hxctl model doctor"
-        try:
-            descriptor = self.tree.open(path)
-        except FileNotFoundError:
-            raise Corrupt(f"{path} is missing. {mend}") from None
-        try:
-            size = os.fstat(descriptor).st_size
-            if size != entry.bytes:
-                raise Corrupt(f"{path} has {size} bytes, the manifest says {entry.bytes}. {mend}")
-            digest = self.digests.of(descriptor, path.name, work)
-        finally:
-            os.close(descriptor)
-        if digest != entry.sha256:
-            raise Corrupt(
-                f"{path} is corrupted: its sha256 is {digest.short}, the manifest says "
-                f"{entry.sha256.short}. {mend}"
-            )
 
     def _marked_folder(self, name: str, number: int, variant: str | None) -> Path:
+        """A variant that was imported is the version itself."""
         version = self.version(name, number)
         return version.folder if variant is None else version.part(variant)[0]
-
-    def _seed_demo(self) -> None:
-        name = ModelName(demo.NAME)
-        for source in sorted(demo.folder().glob("[0-9]*/manifest.toml")):
-            target = self.folder(name) / source.parent.name
-            if not (target / manifests.FILE).exists():
-                self._copy_demo(name, source, target)
-        with guarded("label the demo model"), self._writing:
-            if not (self.folder(name) / labelling.FILE).exists():
-                self._label(name, {STABLE: demo.STABLE})
-
-    def _copy_demo(self, name: ModelName, source: Path, target: Path) -> None:
-        """Copied and never linked: what happens to the store must not happen to the package."""
-        folder = self.workspace("demo")
-        try:
-            with guarded("put the demo model into the store"), self._writing:
-                manifest = manifests.read(source.read_bytes(), str(source))
-                files = [(source.parent / one, folder / one) for one in manifest.files]
-                taken = intake.take(files, "copy", Work())
-                for one in taken:
-                    if one.sha256 != manifest.files[one.path.name].sha256:
-                        raise Corrupt(f"{one.source} is corrupted; install hxd again")
-                disk.delete(target)
-                origin = f"builtin:demo@{manifest.version}"
-                self._enter(folder, msgspec.structs.replace(manifest, origin=origin), ())
-        except BaseException:
-            self.drop(folder)
-            raise
-        self._remember({one.seen: one.sha256 for one in taken})
-
-
-def _entries(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _touched(path: Path) -> float:
-    """Seconds since the epoch when it, or a file right in it, was last written."""
-    below = _entries(path) if not path.is_symlink() else []
-    return max(one.lstat().st_mtime for one in (path, *below))
 
 
 def _check_golden(golden: bytes | None) -> None:

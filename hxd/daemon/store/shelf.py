@@ -70,7 +70,7 @@ class Shelf:
             except FileNotFoundError:
                 there = self._numbers(self.folder(model))
         if not there:
-            raise self._unknown(model)
+            raise self.unknown(model)
         raise NotThere(
             f"no version {number} of {model}; there are {_listed(there)}", param="version"
         )
@@ -83,7 +83,7 @@ class Shelf:
             return self.version(name, selector)
         there = self.versions(name)
         if not there:
-            raise self._unknown(name)
+            raise self.unknown(name)
         labels = self.labels(name)
         label = STABLE if selector is None else selector
         if label in labels:
@@ -108,7 +108,7 @@ class Shelf:
             raise StoreError(f"{file} is larger than {MAX_GOLDEN} bytes; set it again")
         return data
 
-    def _unknown(self, name: ModelName) -> NotThere:
+    def unknown(self, name: ModelName) -> NotThere:
         names = self.names()
         return NotThere(
             f"no model {shown(name)} in the store.{nearest(name, names)} "

@@ -1,0 +1,203 @@
+"""A copy of the store on another disk: files by their digest, each of them once, and snapshots.
+
+`TARGET/objects/ab/SHA256` and `TARGET/snapshots/TIME.toml`. A snapshot is written last and in one
+step, so a backup that was cut off is none, and the next one completes it. What is written is read
+back and hashed; what was there before is taken by its name and size. Restoring hashes everything
+again, and believes no name, size or digest in the folder.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hxd.daemon.store import disk, intake
+from hxd.daemon.store import snapshots as tables
+from hxd.daemon.store.disk import guarded
+from hxd.daemon.store.faults import Conflict, Corrupt, NotThere
+from hxd.daemon.store.library import Library
+from hxd.daemon.store.lockfile import locked
+from hxd.daemon.store.manifest import FileEntry
+from hxd.daemon.store.reference import ModelName
+from hxd.daemon.store.restore import Restored, restore
+from hxd.daemon.store.snapshots import (
+    OBJECTS,
+    SavedModel,
+    SavedVersion,
+    Snapshot,
+    SnapshotInfo,
+    object_path,
+)
+from hxd.daemon.store.version import Version
+from hxd.daemon.store.work import Work
+
+__all__ = ["Report", "Restored", "SnapshotInfo", "backup", "restore", "snapshots"]
+
+_TMP = "tmp"
+
+
+@dataclass
+class Report:
+    """What a backup did. `problems` are versions that are not in the snapshot, and why."""
+
+    snapshot: str = ""
+    versions: list[str] = field(default_factory=list)
+    copied: int = 0
+    copied_bytes: int = 0
+    kept: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def to_body(self) -> dict[str, Any]:
+        return {
+            "snapshot": self.snapshot,
+            "versions": self.versions,
+            "copied": self.copied,
+            "copied_bytes": self.copied_bytes,
+            "kept": self.kept,
+            "problems": self.problems,
+        }
+
+
+def backup(
+    library: Library, target: Path, work: Work | None = None, names: Collection[str] | None = None
+) -> Report:
+    """Raises `StoreBroken` when the target takes no more; versions whose files are not the
+    manifest's are left out and reported."""
+    work = work or Work()
+    root = target.resolve()
+    if root.is_relative_to(library.root.resolve()):
+        raise Conflict(f"{target} lies in the store itself; name a folder on another disk")
+    wanted = _wanted(library, names)
+    with (
+        locked(root, "another backup is being written; wait for it"),
+        guarded(f"write the backup in {target}"),
+    ):
+        for folder in (root / OBJECTS, root / tables.FOLDER):
+            disk.make_folder(folder)
+        disk.delete(root / _TMP)
+        disk.make_folder(root / _TMP)
+        report = Report()
+        models: dict[str, SavedModel] = {}
+        for name in wanted:
+            models[name] = _save(library, name, root, report, work)
+        snapshot = Snapshot(library.today(), models)
+        report.snapshot = _write(library, root, snapshot)
+    return report
+
+
+def snapshots(target: Path) -> list[SnapshotInfo]:
+    """Those in a backup, oldest first."""
+    return tables.infos(target.resolve())
+
+
+def _wanted(library: Library, names: Collection[str] | None) -> list[ModelName]:
+    there = library.names()
+    if names is None:
+        return [ModelName(name) for name in there]
+    asked = [ModelName(name) for name in names]
+    for name in asked:
+        if name not in there:
+            raise library.unknown(name)
+    return asked
+
+
+def _save(library: Library, name: ModelName, root: Path, report: Report, work: Work) -> SavedModel:
+    versions: dict[int, SavedVersion] = {}
+    for number in library.versions(name):
+        try:
+            version = library.version(name, number)
+            _save_files(library, version, root, report, work)
+        except (Corrupt, NotThere) as error:
+            report.problems.append(f"{name}@{number}: {error.message}")
+            continue
+        versions[number] = SavedVersion(
+            version.manifest, dict(version.derived), version.mark.why if version.mark else ""
+        )
+        report.versions.append(str(version))
+    try:
+        known = library.labelled(name)
+    except Corrupt as error:
+        report.problems.append(f"{name}: {error.message}")
+        return SavedModel(name, max(versions, default=0) + 1, {}, library.golden(name), versions)
+    labels = {label: at for label, at in known.labels.items() if at in versions}
+    next = max(known.next, max(versions, default=0) + 1)
+    return SavedModel(name, next, labels, library.golden(name), versions)
+
+
+def _save_files(library: Library, version: Version, root: Path, report: Report, work: Work) -> None:
+    for variant, files in version.variants().items():
+        _, manifest = version.part(variant)
+        for file in files:
+            entry = manifest.files[file.name]
+            place = object_path(root, entry.sha256)
+            if place.is_file() and place.stat().st_size == entry.bytes:
+                report.kept += 1
+                continue
+            try:
+                source = library.tree.open(file)
+            except FileNotFoundError:
+                raise Corrupt(f"{file} is missing; run hxctl model doctor") from None
+            try:
+                _copy(source, file, entry, place, root, work)
+            finally:
+                os.close(source)
+            report.copied += 1
+            report.copied_bytes += entry.bytes
+
+
+def _copy(source: int, file: Path, entry: FileEntry, place: Path, root: Path, work: Work) -> None:
+    """Into the backup, synced, and read back from the disk before it gets its name."""
+    disk.check_room(root, entry.bytes, f"back up {file.name}")
+    part = root / _TMP / secrets.token_hex(8)
+    try:
+        found = intake.copy(source, file, part, work).sha256
+        if found != entry.sha256:
+            raise Corrupt(
+                f"{file} is corrupted: its sha256 is {found.short}, the manifest says "
+                f"{entry.sha256.short}; run hxctl model doctor"
+            )
+        again = _read_back(part, work)
+        if again != entry.sha256:
+            raise disk.broken(
+                f"back up {file.name}: what was written to {root} reads differently",
+                OSError(5, os.strerror(5)),
+            )
+        disk.make_folder(place.parent)
+        disk.delete(place)
+        disk.move(part, place)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _read_back(part: Path, work: Work) -> str:
+    with part.open("rb", buffering=0) as stream:
+        # Without this the kernel would answer from the pages that were just written.
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        hasher = hashlib.sha256()
+        total = os.fstat(stream.fileno()).st_size
+        done = 0
+        while chunk := stream.read(disk.CHUNK):
+            hasher.update(chunk)
+            done += len(chunk)
+            work.told("reading the backup again", done, total)
+        return hasher.hexdigest()
+
+
+def _write(library: Library, root: Path, snapshot: Snapshot) -> str:
+    now = datetime.datetime.fromtimestamp(library.wall(), datetime.UTC)
+    id = time = now.strftime("%Y%m%dT%H%M%SZ")
+    taken = set(tables.ids(root))
+    number = 1
+    while id in taken:
+        number += 1
+        id = f"{time}-{number}"
+    data = tables.write(snapshot)
+    tables.read(data, id)  # What could not be read again is no backup.
+    disk.write_atomic(root / tables.FOLDER / f"{id}.toml", data, root / _TMP)
+    return id

@@ -1,0 +1,57 @@
+"""The built-in demo model, put into the store so that it is served like any other.
+
+Copied and never linked: what happens to the store's files must not happen to the package's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from hxd.daemon.store import demo, intake
+from hxd.daemon.store import labels as labelling
+from hxd.daemon.store import manifest as manifests
+from hxd.daemon.store.disk import guarded
+from hxd.daemon.store.faults import Corrupt
+from hxd.daemon.store.labels import STABLE
+from hxd.daemon.store.library import Library
+from hxd.daemon.store.reference import ModelName
+from hxd.daemon.store.work import Work
+
+NAME = ModelName(demo.NAME)
+
+
+def seed(library: Library) -> None:
+    """Where a version is missing; `stable` is set only where the model has no labels yet."""
+    folder = library.folder(NAME)
+    for source in sorted(demo.folder().glob("[0-9]*/manifest.toml")):
+        if not (folder / source.parent.name / manifests.FILE).exists():
+            _copy(library, source)
+    if not (folder / labelling.FILE).exists():
+        library.set_label(NAME, STABLE, demo.STABLE)
+
+
+def find(sha256: str) -> Path | None:
+    """The package's file with this content, by what its manifest says."""
+    for source in demo.folder().glob("[0-9]*/manifest.toml"):
+        for name, entry in manifests.read(source.read_bytes(), str(source)).files.items():
+            if entry.sha256 == sha256:
+                return source.parent / name
+    return None
+
+
+def _copy(library: Library, source: Path) -> None:
+    folder = library.workspace("demo")
+    try:
+        with guarded("put the demo model into the store"):
+            manifest = manifests.read(source.read_bytes(), str(source))
+            files = [(source.parent / one, folder / one) for one in manifest.files]
+            taken = intake.take(files, "copy", Work())
+        for one in taken:
+            if one.sha256 != manifest.files[one.path.name].sha256:
+                raise Corrupt(f"{one.source} is corrupted; install hxd again")
+        origin = f"builtin:demo@{manifest.version}"
+        library.enter(folder, msgspec.structs.replace(manifest, origin=origin), taken)
+    finally:
+        library.drop(folder)
