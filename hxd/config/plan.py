@@ -65,6 +65,7 @@ CONSEQUENCES: dict[str, Consequence] = {
     "models.NAME.memory_limit": _WORKERS,  # a resource limit, set before the plugin is imported
     "models.NAME.reserve": _NOW,
     "models.NAME.environment": _WORKERS,
+    "models.NAME.grace": _NOW,  # asked when a swap ends
     "models.NAME.required": _NOW,
     "models.NAME.options": _WORKERS,
     "routes.NAME.chain": _NOW,
