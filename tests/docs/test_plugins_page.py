@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from hxd import hookspecs, pluginfile
+from hxd.daemon.store.plugin_store import PluginStore
+from hxd.daemon.store.work import Work
 from tests.docs.pages import block, blocks, commands, curl
 from tests.support import ROOT, post, run_hxd, running, write_config
 
@@ -26,7 +28,7 @@ def write_plugin(folder: Path) -> None:
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(block(PAGE, info))
-    (line,) = [line for line in commands(PAGE) if line.startswith("scripts/plugin-digest ")]
+    line, _ = [line for line in commands(PAGE) if line.startswith("scripts/plugin-digest ")]
     script, target = line.split()
     subprocess.run([sys.executable, ROOT / script, folder / target], check=True)
 
@@ -63,6 +65,23 @@ def test_the_plugin_of_the_page_is_refused_once_it_has_changed(tmp_path: Path) -
     done = run_hxd("check", "--config", str(config))
     assert done.returncode == 78
     assert "main.py is not the file that plugin.toml lists" in done.stderr
+
+
+def test_the_commands_of_the_page_sign_a_plugin_that_their_key_lets_run(tmp_path: Path) -> None:
+    write_plugin(tmp_path)
+    starts = ("openssl ", "scripts/plugin-digest --key")
+    lines = [line for line in commands(PAGE) if line.startswith(starts)]
+    assert len(lines) == 3
+    for line in lines:
+        command = line.replace("scripts/", f"{sys.executable} {ROOT}/scripts/").split()
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    store = PluginStore(tmp_path / "store")
+    store.prepare()
+    store.trust_key("shouters", (tmp_path / "public.pem").read_text())
+    assert store.install(tmp_path / "plugins/shout", Work()).trusted == "signature by shouters"
+    (info,) = [text for _, text in blocks(PAGE) if "shout@" in text]
+    reference = tomllib.loads(info)["models"]["loud"]["plugin"]
+    assert store.catalog().choose(reference, None).reference == reference
 
 
 def test_the_page_has_every_hook_and_method_of_the_contract() -> None:

@@ -30,7 +30,7 @@ import hxd
 from hxd import pluginfile
 from hxd.daemon.store import disk, plugin_pip, plugin_requirements
 from hxd.daemon.store.disk import guarded
-from hxd.daemon.store.faults import BadName, StoreError
+from hxd.daemon.store.faults import Corrupt, StoreError
 from hxd.daemon.store.plugin_disk import Staging
 from hxd.daemon.store.work import Work
 from hxd.pluginfile import PluginError, PluginFile
@@ -72,7 +72,7 @@ class Environments:
         try:
             python = self.python(manifest)
         except PluginError as error:
-            raise BadName(str(error)) from None
+            raise Corrupt(str(error)) from None
         if python is None:
             return None
         key = plugin_requirements.key(manifest)

@@ -50,7 +50,7 @@ def check(manifest: PluginFile) -> None:
     """Raises `PluginError` with the first requirement that this interpreter does not meet."""
     for requirement in parse(manifest):
         if lack := _lack(requirement):
-            mend = f"hxd[{manifest.extra}]" if manifest.extra else str(requirement)
+            mend = f"hxd[{manifest.extra}]" if manifest.extra else _plain(requirement)
             raise PluginError(f"plugin {manifest.name} needs {lack}: install {mend}")
 
 
@@ -70,20 +70,20 @@ def _lack(requirement: Requirement, within: frozenset[str] = frozenset()) -> str
     try:
         found = metadata.distribution(requirement.name)
     except metadata.PackageNotFoundError:
-        return str(requirement)
+        return _plain(requirement)
     if not requirement.specifier.contains(found.version, prereleases=True):
-        return f"{requirement}, {found.version} is installed"
+        return f"{_plain(requirement)}, {found.version} is installed"
     if not requirement.extras or str(requirement) in within:
         return None
     for text in found.requires or ():
         try:
             inner = Requirement(text)
         except InvalidRequirement:
-            return f"{requirement}, whose own requirement {text!r} can't be read"
+            return f"{_plain(requirement)}, whose own requirement {text!r} can't be read"
         if _applies(inner, requirement.extras) and not _applies(inner):
             lack = _lack(inner, within | {str(requirement)})
             if lack is not None:
-                return f"{requirement}, and for that {lack}"
+                return f"{_plain(requirement)}, and for that {lack}"
     return None
 
 
@@ -93,9 +93,9 @@ def to_install(manifest: PluginFile) -> tuple[str, ...]:
 
 
 def _plain(requirement: Requirement) -> str:
-    """Without its marker, which has been judged, and with the name in its one spelling."""
+    """Without its marker, which has been judged."""
     extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
-    return f"{canonicalize_name(requirement.name)}{extras}{requirement.specifier}"
+    return f"{requirement.name}{extras}{requirement.specifier}"
 
 
 def key(manifest: PluginFile) -> str:
