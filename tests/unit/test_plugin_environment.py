@@ -216,9 +216,9 @@ def test_pip_ends_when_nobody_wants_its_result(
 def test_an_environment_that_is_missing_is_said_with_what_makes_it(
     store: PluginStore, tmp_path: Path
 ) -> None:
-    store.install(plugin(tmp_path / "source", requirements=("hxdtest",)), Work())
+    done = store.install(plugin(tmp_path / "source", requirements=("hxdtest",)), Work())
     # As after an upgrade of Python, for which none was made yet.
-    store._trust.add("says@1.0", store._root / "says/1.0")
+    store._trust.add("says@1.0", store._root / "says/1.0", done.digest)
     with pytest.raises(PluginError, match=r"no environment for hxdtest.*plugin trust says@1\.0"):
         store.catalog().choose("says", None)
 

@@ -104,6 +104,19 @@ def test_the_same_content_again_is_there_already_and_other_content_is_a_conflict
         store.install(source, Work())
 
 
+def test_what_is_trusted_stays_so_though_its_files_were_swapped(
+    store: PluginStore, source: Path, tmp_path: Path
+) -> None:
+    digest = store.install(source, Work(), trust=True).digest
+    other = plugin(tmp_path / "other", answer="'other'")
+    for name, data in contents(other).items():
+        (home(store) / name).write_bytes(data)
+    with pytest.raises(Conflict, match=f"with other content: its digest is {digest}"):
+        store.install(other, Work(), trust=True)
+    store.remove("says", "1.0")
+    assert store.install(other, Work(), trust=True).trusted == "digest"
+
+
 def test_bytecode_in_a_package_is_left_behind(store: PluginStore, source: Path) -> None:
     (source / "__pycache__").mkdir()
     (source / "__pycache__/main.cpython-311.pyc").write_bytes(b"evil")

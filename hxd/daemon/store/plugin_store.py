@@ -108,25 +108,24 @@ class PluginStore:
         with guarded(f"install the plugin {reference}"):
             added = self._publish(folder, home)
         if trust and verdict.how != "digest":
-            self._trust.add(reference, home)
+            self._trust.add(reference, home, verdict.digest)
             verdict = self._trust.judge(reference, home)
         return Installed(
             manifest.name, manifest.version, verdict.digest, verdict.how, added, environment
         )
 
     def _refuse_other_content(self, reference: str, verdict: Verdict, home: Path) -> None:
-        """What is there is mended by its own content, and by no other."""
-        trusted = self._trust.digest(reference)
-        if home.exists():
-            if verdict.digest not in (trusted, plugin_intake.digest(home)):
-                raise Conflict(
-                    f"plugin {reference} is installed with other content; give this one another "
-                    f"version, or hxctl plugin rm {reference} first"
-                )
-        elif trusted not in (None, verdict.digest):
+        """What is there, or was and is trusted still, is mended by its own content and by no
+        other."""
+        there = home.exists()
+        kept = self._trust.digest(reference) or (plugin_intake.digest(home) if there else None)
+        if there and kept is None:
+            kept = f"unknown: {home / MANIFEST} can't be read"
+        if kept not in (None, verdict.digest):
             raise Conflict(
-                f"plugin {reference} is trusted with the digest {trusted}, and this one has "
-                f"{verdict.digest}; hxctl plugin untrust {reference} forgets that"
+                f"plugin {reference} is {'installed' if there else 'trusted'} with other content: "
+                f"its digest is {kept}, and that of this one {verdict.digest}. Give this one "
+                f"another version, or hxctl plugin {'rm' if there else 'untrust'} {reference} first"
             )
 
     def _publish(self, folder: Path, home: Path) -> bool:
@@ -154,7 +153,7 @@ class PluginStore:
                 )
             pluginfile.verify(home, manifest)
             environment = self._environments.ensure(manifest, work)
-            self._trust.add(reference, home)
+            self._trust.add(reference, home, digest)
             return Installed(name, version, digest, "digest", False, environment)
 
     def untrust(self, name: str, version: str) -> None:

@@ -99,16 +99,17 @@ class Trust:
         """Raises `PluginError`."""
         return dict(self._read().keys)
 
-    def add(self, reference: str, folder: Path) -> str:
-        """Trusts the plugin.toml as it is now; the digest. Raises `StoreError`."""
+    def add(self, reference: str, folder: Path, digest: str) -> None:
+        """Trusts the plugin.toml with this digest, which `folder` has. Raises `StoreError`, and
+        `PluginError` when it has another one by now."""
         trusted = self._to_change()
         data = pluginfile.contents(folder / MANIFEST, pluginfile.MAX_MANIFEST)
-        digest = hashlib.sha256(data).hexdigest()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise PluginError(f"{folder / MANIFEST} changed meanwhile; nothing was trusted")
         with guarded(f"trust {reference}"):
             disk.make_folder(self._copies)
             self._staging.replace(self._copy(reference), data)
             self._write(trusted, digests={**trusted.digests, reference: digest})
-        return digest
 
     def drop(self, reference: str) -> bool:
         """Whether it was trusted by its digest before."""
