@@ -278,14 +278,14 @@ def _unprintable(char: str) -> bool:
 
 def _stuck(text: str) -> bool:
     """Whether a word comes `_STUCK_WORDS` times in a row, or all of the text is one unit
-    `_STUCK_UNITS` times or more (the last of them may be cut)."""
+    `_STUCK_UNITS` times or more (of the last, a part is enough)."""
     run, before = 0, ""
     for word in text.split():
         run = run + 1 if word == before else 1
         before = word
         if run == _STUCK_WORDS:
             return True
-    return len(text) >= _LEAST_STUCK and _period(text) * _STUCK_UNITS <= len(text)
+    return len(text) >= _LEAST_STUCK and _period(text) * (_STUCK_UNITS - 1) < len(text)
 
 
 def _period(text: str) -> int:

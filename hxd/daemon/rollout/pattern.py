@@ -7,6 +7,7 @@ wrote. Does not protect against one that is merely wrong.
 from __future__ import annotations
 
 import re
+import warnings
 
 MOST_PATTERN = 200  # characters
 MOST_TEXT = 4096  # characters that are searched
@@ -30,8 +31,10 @@ class Pattern:
         if len(text) > MOST_PATTERN:
             raise PatternError(f"pattern is longer than {MOST_PATTERN} characters")
         try:
-            self._compiled = re.compile(text)
-        except (re.error, OverflowError, RecursionError) as error:
+            # It warns of sets that a later Python may read differently.
+            with warnings.catch_warnings(action="error"):
+                self._compiled = re.compile(text)
+        except (re.error, OverflowError, RecursionError, Warning) as error:
             raise PatternError(f"pattern {text!r}: {error}") from None
         self.text = text
         if not steps(text) <= MOST_STEPS:

@@ -51,5 +51,5 @@ def perplexity(logprobs: Sequence[float]) -> float:
         raise ValueError("no tokens, so no perplexity")
     if any(not logprob <= 0.0 for logprob in logprobs):
         raise ValueError("log probabilities are 0 or less")
-    mean = -math.fsum(logprobs) / len(logprobs)
+    mean = -sum(logprobs) / len(logprobs)
     return math.exp(mean) if mean < 700.0 else math.inf
