@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import ssl
 import threading
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
@@ -54,7 +55,8 @@ class Request:
 class LyingServer:
     """`url` is its root. `requests` holds all that it was asked, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.requests: list[Request] = []
         self.served: dict[str, Served] = {}
         self.url = ""
@@ -91,10 +93,10 @@ class LyingServer:
 
     def __enter__(self) -> LyingServer:
         self._server = self._loop.run_until_complete(
-            asyncio.start_server(self._serve, "127.0.0.1", 0)
+            asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         )
         port = self._server.sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"http{'s' if self._tls else ''}://127.0.0.1:{port}"
         self._thread.start()
         return self
 

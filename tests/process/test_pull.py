@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
 import hashlib
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -20,10 +22,11 @@ from hypothesis import strategies as st
 
 from hxd.daemon.store.faults import Cancelled, Conflict, Corrupt, SourceFailed, StoreBroken
 from hxd.daemon.store.pull import Fetched, Limits, fetch, parse
-from hxd.daemon.store.pull.disk import Disk
+from hxd.daemon.store.pull.medium import Medium
 from hxd.daemon.store.pull.part import State
 from hxd.daemon.store.work import Work
 from tests import lying_server as lie
+from tests import misbehaving
 from tests.lying_server import Behaviour, LyingServer
 from tests.support import ROOT
 
@@ -72,7 +75,7 @@ def pull(
     endpoint: str | None = None,
     limits: Limits = QUICK,
     clock: Instant | None = None,
-    disk: Disk | None = None,
+    medium: Medium | None = None,
     work: Work | None = None,
 ) -> list[Fetched]:
     wanted = parse(
@@ -81,7 +84,9 @@ def pull(
         token=token,
         sha256=sha256,
     )
-    return fetch(wanted, folder, work or Work(), limits=limits, clock=clock or Instant(), disk=disk)
+    return fetch(
+        wanted, folder, work or Work(), limits=limits, clock=clock or Instant(), medium=medium
+    )
 
 
 def plain(server: LyingServer, folder: Path, **settings: object) -> list[Fetched]:
@@ -333,8 +338,6 @@ def test_the_wrong_bytes_are_fetched_once_more_and_then_deleted(
 def test_a_digest_of_the_server_is_believed_where_nobody_else_names_one(
     server: LyingServer, tmp_path: Path
 ) -> None:
-    import base64
-
     digest = base64.b64encode(hashlib.sha256(OTHER).digest()).decode()
     server.serve(PATH, DATA, headers={"Repr-Digest": f"sha-256=:{digest}:"})
     with pytest.raises(Corrupt):
@@ -472,7 +475,66 @@ def test_all_shards_come_from_one_commit(server: LyingServer, tmp_path: Path) ->
     assert sum("/main/" in one.path for one in server.requests) == 1
 
 
+# Encryption
+
+
+def test_a_certificate_that_the_system_trusts_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted, own = misbehaving.certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    with LyingServer(own) as server:
+        server.serve(PATH, DATA)
+        [found] = plain(server, tmp_path / "pull")
+        assert found.path.read_bytes() == DATA
+
+
+def test_a_certificate_that_nobody_trusts_is_refused_at_once(tmp_path: Path) -> None:
+    _, own = misbehaving.certificate(tmp_path)
+    clock = Instant()
+    with LyingServer(own) as server:
+        server.serve(PATH, DATA)
+        with pytest.raises(SourceFailed, match=r"certificate of 127\.0\.0\.1 .*self-signed"):
+            plain(server, tmp_path / "pull", clock=clock)
+        assert server.requests == []
+    assert clock.slept == []
+
+
+def test_a_redirect_out_of_the_encryption_is_not_followed(
+    server: LyingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted, own = misbehaving.certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    with LyingServer(own) as safe:
+        safe.always(PATH, lie.redirect(server.url + PATH), "probe")
+        with pytest.raises(SourceFailed, match="not encrypted"):
+            plain(safe, tmp_path / "pull")
+    assert server.requests == []
+
+
 # Stopping, resuming, and the disk
+
+
+def test_a_name_that_is_looked_up_for_ever_does_not_keep_a_pull_from_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def look_up(*_: object, **__: object) -> list[object]:
+        asked.set()
+        answer.wait(20)
+        raise socket.gaierror("at last")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    wanted = parse("https://models.invalid/m.gguf", endpoint=None, token=None, sha256=None)
+    work = Work()
+    stopper = threading.Thread(target=lambda: (asked.wait(20), work.stop()))
+    stopper.start()
+    with pytest.raises(Cancelled):
+        fetch(wanted, tmp_path, work, limits=QUICK)
+    assert not answer.is_set()
+    answer.set()
+    stopper.join()
 
 
 def test_what_is_stopped_is_resumed(server: LyingServer, tmp_path: Path) -> None:
@@ -582,7 +644,7 @@ def test_a_state_that_is_garbage_begins_anew(
     assert len(server.asked(PATH)) == 11
 
 
-class SmallDisk(Disk):
+class SmallDisk(Medium):
     """Takes `writes` writes, then is full; says that there are `free` bytes."""
 
     def __init__(self, writes: int = 1 << 30, free: int = 1 << 50) -> None:
@@ -603,13 +665,16 @@ def test_too_little_room_is_told_before_anything_is_fetched(
     server: LyingServer, tmp_path: Path
 ) -> None:
     with pytest.raises(StoreBroken, match=r"needs 41\.1 kB more and there are 1\.5 kB free"):
-        plain(server, tmp_path, disk=SmallDisk(free=1500))
+        plain(server, tmp_path, medium=SmallDisk(free=1500))
     assert server.asked(PATH) == []
 
 
 def test_a_disk_that_fills_up_keeps_what_arrived(server: LyingServer, tmp_path: Path) -> None:
-    with pytest.raises(StoreBroken, match="no space left"):
-        plain(server, tmp_path, disk=SmallDisk(writes=4))
+    with pytest.raises(
+        StoreBroken,
+        match=r"can.t write m\.gguf, of which everything that arrived is kept: No space",
+    ):
+        plain(server, tmp_path, medium=SmallDisk(writes=4))
     resumed(server, tmp_path, least=PIECE)
 
 
@@ -619,7 +684,7 @@ def test_a_server_that_never_ends_does_not_fill_the_disk(
     server.always(PATH, lie.close_delimited, "probe")
     server.always(PATH, lie.close_delimited)
     with pytest.raises(StoreBroken, match="does not say how long"):
-        plain(server, tmp_path, disk=SmallDisk(free=100), limits=replace(QUICK, reserve=101))
+        plain(server, tmp_path, medium=SmallDisk(free=100), limits=replace(QUICK, reserve=101))
 
 
 def test_progress_is_told_and_ends_with_everything(server: LyingServer, tmp_path: Path) -> None:

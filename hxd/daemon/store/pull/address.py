@@ -8,8 +8,10 @@ to addresses of the LAN (an operator may well keep models there).
 from __future__ import annotations
 
 import ipaddress
-from urllib.parse import urljoin, urlsplit, urlunsplit
+import string
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
+_ASCII = string.digits + string.ascii_letters + string.punctuation
 PORTS = {"http": 80, "https": 443}
 
 
@@ -63,7 +65,8 @@ def is_loopback(host: str) -> bool:
 def redirected(url: str, location: str, *, allow_http: bool) -> str:
     """Where a redirect from `url` leads; raises `AddressError` when it is not followed."""
     try:
-        target = urljoin(url, location)
+        # The header may hold any bytes; what is ASCII stays as it is, as signatures need it.
+        target = urljoin(url, quote(location, safe=_ASCII, errors="surrogateescape"))
         parts = urlsplit(target)
     except ValueError:
         raise AddressError("it leads to something that is not a URL") from None

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hxd.clock import Clock, SystemClock
+from hxd.daemon.store import disk
+from hxd.daemon.store.disk import guarded
 from hxd.daemon.store.faults import Conflict, Corrupt, SourceFailed, StoreBroken
 from hxd.daemon.store.pull import source, verify
-from hxd.daemon.store.pull.disk import Disk, size_text, trouble
 from hxd.daemon.store.pull.limits import LIMITS, Limits
+from hxd.daemon.store.pull.medium import Medium, size_text
 from hxd.daemon.store.pull.part import Part
 from hxd.daemon.store.pull.reference import Wanted
 from hxd.daemon.store.pull.source import Source
@@ -23,6 +25,7 @@ from hxd.daemon.store.pull.together import in_thread, while_watched
 from hxd.daemon.store.pull.transfer import Changed, Transfer
 from hxd.daemon.store.pull.tries import Again, Tries
 from hxd.daemon.store.pull.web import Web, open_web
+from hxd.daemon.store.reference import Digest
 from hxd.daemon.store.work import Work
 
 T = TypeVar("T")
@@ -35,7 +38,7 @@ class Fetched:
 
     path: Path
     url: str
-    sha256: str
+    sha256: Digest
     size: int
     etag: str | None
 
@@ -47,7 +50,7 @@ def fetch(
     *,
     limits: Limits = LIMITS,
     clock: Clock | None = None,
-    disk: Disk | None = None,
+    medium: Medium | None = None,
 ) -> list[Fetched]:
     """All files of `wanted`, whole and verified, in `folder`; in the order of its names.
 
@@ -57,10 +60,10 @@ def fetch(
     Raises `SourceFailed`, `Corrupt`, `StoreBroken`, `Cancelled`, and `Conflict` while another call
     works in `folder`.
     """
-    with trouble(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with guarded(f"make {folder}"):
+        disk.make_folder(folder)
     with _alone(folder):
-        pull = _Pull(wanted, folder, work, limits, clock or SystemClock(), disk or Disk())
+        pull = _Pull(wanted, folder, work, limits, clock or SystemClock(), medium or Medium())
         # Not asyncio.run: it waits for every thread, and one may be stuck looking up a name for
         # half a minute after the pull was stopped. No thread that writes is left by then.
         loop = asyncio.new_event_loop()
@@ -74,13 +77,13 @@ def fetch(
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """The kernel lets go of it when the process dies."""
-    with trouble(folder):
+    with guarded(f"open {folder}"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Conflict("this is being pulled already; `hxctl job list` shows it") from None
+            raise Conflict("this is being pulled already; wait until that is done") from None
         yield
     finally:
         os.close(descriptor)
@@ -90,14 +93,14 @@ class _Pull:
     """`_sources`, `_have` and `_part` belong to the one task that runs it."""
 
     def __init__(
-        self, wanted: Wanted, folder: Path, work: Work, limits: Limits, clock: Clock, disk: Disk
+        self, wanted: Wanted, folder: Path, work: Work, limits: Limits, clock: Clock, medium: Medium
     ) -> None:
         self._wanted = wanted
         self._folder = folder
         self._work = work
         self._limits = limits
         self._clock = clock
-        self._disk = disk
+        self._medium = medium
         self._sources: list[Source] = []
         self._have: list[int] = []
         self._part: Part | None = None
@@ -141,13 +144,17 @@ class _Pull:
 
     async def _open(self, index: int) -> Part:
         """One at a time: there may be more shards than file descriptors."""
-        await in_thread(self._close)
+
+        def swap() -> Part:
+            self._close()
+            self._at = index
+            self._part = Part(
+                self._folder, found.file.name, found.facts, self._limits, self._medium
+            )
+            return self._part
+
         found = self._sources[index]
-        self._part = await in_thread(
-            Part, self._folder, found.file.name, found.facts, self._limits, self._disk
-        )
-        self._at = index
-        return self._part
+        return await in_thread(swap)
 
     def _close(self) -> None:
         if self._part is not None:
@@ -209,8 +216,8 @@ class _Pull:
         """For this file and those after it."""
         sizes = [found.facts.size or 0 for found in self._sources[index:]]
         needed = sum(sizes) - sum(self._have[index:])
-        with trouble(self._folder):
-            room = self._disk.room(self._folder)
+        with guarded(f"find out how much room is left in {self._folder}"):
+            room = self._medium.room(self._folder)
         if needed > 0 and needed + self._limits.reserve > room:
             raise StoreBroken(
                 f"{self._wanted.shown} needs {size_text(needed)} more and there are "

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hxd.daemon.store import disk
+
 MIB = 1 << 20
 
 
@@ -26,8 +28,7 @@ class Limits:
     save_bytes: int = 64 * MIB
     write: int = MIB
     tick: float = 0.2  # between looks whether the work was stopped
-    # Left free on the disk: the daemon's own state and logs are there as well.
-    reserve: int = 64 * MIB
+    reserve: int = disk.RESERVE
 
 
 LIMITS = Limits()

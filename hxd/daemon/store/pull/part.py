@@ -16,10 +16,12 @@ from pathlib import Path
 
 import msgspec
 
+from hxd.daemon.store import disk
+from hxd.daemon.store.disk import guarded
 from hxd.daemon.store.faults import StoreBroken
-from hxd.daemon.store.pull.disk import Disk, size_text, sync_folder, trouble
 from hxd.daemon.store.pull.facts import Facts
 from hxd.daemon.store.pull.limits import Limits
+from hxd.daemon.store.pull.medium import Medium, size_text
 from hxd.daemon.store.pull.ranges import Ranges
 
 FORMAT = 1
@@ -44,7 +46,7 @@ class Part:
         name: str,
         facts: Facts,
         limits: Limits,
-        disk: Disk,
+        medium: Medium,
         *,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -54,21 +56,22 @@ class Part:
         self.resumed = False
         self._state = folder / f"{name}{STATE}"
         self._folder = folder
+        self._writing = f"write {name}, of which everything that arrived is kept"
         self._facts = facts
         self._limits = limits
-        self._disk = disk
+        self._medium = medium
         self._now = now
         self._lock = threading.Lock()
         self._ranges = Ranges()
         self._saved = now()
         self._unsaved = 0
         self._saving = False
-        with trouble(folder):
+        with guarded(f"go on with what is in {folder}"):
             # Finished before, by a run whose result nobody took: it is checked like any other.
             if self.final.exists() and not self.path.exists():
                 self.final.rename(self.path)
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self.descriptor = os.open(self.path, flags, 0o644)
+            self.descriptor = os.open(self.path, flags, disk.FILE_MODE)
             try:
                 self._resume()
             except BaseException:
@@ -126,8 +129,8 @@ class Part:
 
     def write(self, at: int, data: bytes) -> None:
         """Raises `StoreBroken`."""
-        with trouble(self._folder):
-            self._disk.write(self.descriptor, data, at)
+        with guarded(self._writing):
+            self._medium.write(self.descriptor, data, at)
         with self._lock:
             self._ranges.add(at, at + len(data))
             self._unsaved += len(data)
@@ -150,8 +153,8 @@ class Part:
         """A server that never says how much there is may never stop sending."""
         if self.size is not None:
             return
-        with trouble(self._folder):
-            room = self._disk.room(self._folder)
+        with guarded(f"find out how much room is left in {self._folder}"):
+            room = self._medium.room(self._folder)
         if room < self._limits.reserve:
             raise StoreBroken(
                 f"only {size_text(room)} are left in {self._folder} and the server does not say "
@@ -161,7 +164,7 @@ class Part:
     def ended(self, size: int) -> None:
         """The size of a file that the server had not announced. Not a fact to compare with what
         it says next time."""
-        with trouble(self._folder):
+        with guarded(self._writing):
             os.ftruncate(self.descriptor, size)
         self.size = size
 
@@ -174,7 +177,7 @@ class Part:
             ranges, self._unsaved, self._saved = list(self._ranges), 0, self._now()
         beside = self._state.with_name(self._state.name + ".new")
         data = msgspec.json.encode(State(FORMAT, self._facts, ranges))
-        with trouble(self._folder):
+        with guarded(self._writing):
             os.fdatasync(self.descriptor)
             with beside.open("wb") as stream:
                 stream.write(data)
@@ -186,15 +189,15 @@ class Part:
         """Give a whole, verified file its name. The state stays: a crash before the caller has
         taken the file costs a check and no download."""
         self._save()
-        with trouble(self._folder):
+        with guarded(f"give {self.final} its name"):
             os.fsync(self.descriptor)
             self.path.rename(self.final)
-            sync_folder(self._folder)
+            disk.sync_folder(self._folder)
         return self.final
 
     def discard(self) -> None:
         """Nothing of it is to be used again."""
-        with trouble(self._folder):
+        with guarded(f"remove {self.path}"):
             self._state.unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
 

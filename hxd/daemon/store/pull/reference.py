@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from hxd.daemon.store.faults import BadName
 from hxd.daemon.store.pull import address
 from hxd.daemon.store.pull.address import AddressError, origin, shown
+from hxd.daemon.store.reference import Digest
 
 HUB = "https://huggingface.co"
 FORM = "https://… or hf:OWNER/REPO/FILE[@REVISION]"
@@ -20,7 +21,6 @@ MAX_SHARDS = 1000
 _SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
 _REPO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9._/-]{1,200}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKEN = re.compile(r"[!-~]+")
 _RESOLVED = re.compile(r"(https?://[^/]+(?:/.*?)?/[^/]+/[^/]+/resolve/)[^/]+/")
@@ -28,7 +28,7 @@ _RESOLVED = re.compile(r"(https?://[^/]+(?:/.*?)?/[^/]+/[^/]+/resolve/)[^/]+/")
 
 @dataclass(frozen=True)
 class File:
-    """`url` may hold secrets in its query. `sha256` is what the operator knows, in hex."""
+    """`url` may hold secrets in its query. `sha256` is what the operator knows."""
 
     name: str
     url: str = field(repr=False)
@@ -167,10 +167,7 @@ def _files(url: str, sha256: str | None) -> tuple[File, ...]:
 def _digests(name: str, sha256: str | None, count: int) -> Sequence[str | None]:
     if not sha256:
         return [None] * count
-    digests = [digest.strip().lower() for digest in sha256.split(",")]
-    for digest in digests:
-        if not _SHA256.fullmatch(digest):
-            raise BadName(f"{digest[:80]!r} is no sha256: 64 hexadecimal digits are")
+    digests = [str(Digest(digest.strip().lower())) for digest in sha256.split(",")]
     if len(digests) != count:
         raise BadName(f"{name}: {len(digests)} sha256 for {count} files")
     return digests

@@ -62,6 +62,8 @@ async def _find(web: Web, wanted: Wanted, file: File, commit: str | None) -> Sou
     async with web.ask(url, asked) as answer:
         size, ranged = _size(url, answer)
         start = await beginning.read(answer.body)
+        if ranged and len(start) < min(beginning.LENGTH, size or beginning.LENGTH):
+            raise Again(f"{shown(url)}: the answer was cut off")
         beginning.refuse(file.name, shown(url), start, answer.headers.get("Content-Type", ""))
         if stated.size is not None:
             if size is not None and size != stated.size:
@@ -108,7 +110,7 @@ def _size(url: str, answer: Answer) -> tuple[int | None, bool]:
     """Of the whole file, and whether ranges of it can be had."""
     if answer.status == 206:
         found = content_range(answer.headers)
-        if found is None or found[0] != 0 or found[1] > beginning.LENGTH:
+        if found is None or found[:2] != (0, min(beginning.LENGTH, found[2] or beginning.LENGTH)):
             raise Again(f"{shown(url)}: asked for the first bytes, the server sent others")
         return found[2], True
     if answer.status == 416 or number(answer.headers.get("Content-Length")) == 0:

@@ -100,10 +100,12 @@ class Web:
         authorization = self._wanted.authorization.get(origin(url))
         if authorization is not None:
             sent["Authorization"] = authorization
-        # As it is: a signed URL is only good byte by byte.
-        return self._session.request(
-            method, URL(url, encoded=True), headers=sent, allow_redirects=False
-        )
+        try:
+            # As it is: a signed URL is only good byte by byte.
+            target = URL(url, encoded=True)
+        except ValueError as error:
+            raise SourceFailed(f"{shown(url)} is not asked: {error}") from None
+        return self._session.request(method, target, headers=sent, allow_redirects=False)
 
     def _judge(
         self, url: str, response: aiohttp.ClientResponse, takes: frozenset[int], *, link: bool
