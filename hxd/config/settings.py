@@ -14,6 +14,8 @@ from typing import Any
 from hxd.config import kinds
 from hxd.config.kinds import Address
 
+LARGEST_BODY = 16 << 20
+
 
 def _setting(default: Any, kind: kinds.Kind, help: str, *, show: str | None = None) -> Any:
     """`show` is the default as the docs write it, where that differs from its TOML."""
@@ -105,7 +107,7 @@ class Limits:
     """Bounds on what one client can ask of the daemon."""
 
     body: int = _setting(
-        4 << 20, kinds.size(1 << 10, 16 << 20), "Largest request body.", show="4MiB"
+        4 << 20, kinds.size(1 << 10, LARGEST_BODY), "Largest request body.", show="4MiB"
     )
     body_time: float = _setting(
         15.0,

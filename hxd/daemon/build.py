@@ -13,6 +13,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from aiohttp import web
 
 from hxd.clock import Clock
 from hxd.config import Config
+from hxd.config.history import History
+from hxd.config.live import Live
 from hxd.daemon.admin.api import AdminApi
 from hxd.daemon.admin.drill import Drills
 from hxd.daemon.admin.herald import Herald
@@ -27,6 +30,8 @@ from hxd.daemon.admin.metrics import Metrics
 from hxd.daemon.admin.rollout_api import RolloutApi
 from hxd.daemon.admin.status import Status
 from hxd.daemon.events import Events
+from hxd.daemon.reconfigure import HISTORY, Reconfiguration
+from hxd.daemon.reconfigure import Means as Changing
 from hxd.daemon.request.capable import Abilities
 from hxd.daemon.request.connection import ConnectionRunner
 from hxd.daemon.request.deployment import Deployment
@@ -172,6 +177,7 @@ class Daemon:
     traffic: Traffic
     workers: Workers
     rollouts: Rollouts
+    reconfiguration: Reconfiguration
     events: Events
     lasting: Sequence[Lasting]
     address: str
@@ -197,6 +203,7 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         supervisor = Supervisor(inspection.sources, clock, rng, room.spare, missed)
         room.of(supervisor)
         stores = inspection.stores
+        live = Live(config)
         prepare = Variants(config.paths.cache, stores.models, stores.plugins.recheck).file_for
         courtesy = Courtesy(supervisor.all, missed)
         supervisor.listeners.append(courtesy.changed)
@@ -207,7 +214,7 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
 
         cores = Cores(clock)
         workers = Workers(
-            supervisor.post, prepare, clock, config.limits.drain, cores, courtesy.arrange
+            supervisor.post, prepare, clock, lambda: live.limits.drain, cores, courtesy.arrange
         )
         stack.push_async_callback(workers.aclose)
         releases = Releases(supervisor, clock, rng, cores.busy, pressed)
@@ -219,11 +226,12 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         events = Events(clock, config.paths.logs)
         stack.push_async_callback(events.flush)
         status = Status(
-            config,
+            live,
             supervisor,
             served,
             releases,
-            inspection.refused,
+            dict(inspection.refused),
+            dict(inspection.instead),
             poison,
             clock,
             started=clock.wall(),
@@ -254,7 +262,7 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             lambda: len(workers.reserve),
         )
         catalog = Catalog(
-            served, inspection.refused, int(clock.wall()), flatten(config.routes), metrics.fell_back
+            served, status.refused, int(clock.wall()), flatten(config.routes), metrics.fell_back
         )
         setting = Setting(clock, metrics, supervisor, poison, rng)
         rollouts = Rollouts(
@@ -267,25 +275,44 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
                 inspection.record,
                 events,
                 clock,
-                config.limits.drain,
-                *_store_means(config, stores),
+                lambda: live.limits.drain,
+                *_store_means(live, stores),
             )
         )
         stack.push_async_callback(rollouts.aclose)
         traffic = Traffic()
-        front = Front(config, inspection.keys, metrics, clock, traffic)
+        front = Front(live, inspection.keys, metrics, clock, traffic)
         abilities = Abilities(catalog, supervisor)
-        generation = Generation(abilities, setting, config.limits)
-        embeddings = Embeddings(abilities, setting, config.limits)
-        tokenization = Tokenization(abilities, setting, config.limits)
+        generation = Generation(abilities, setting, live)
+        embeddings = Embeddings(abilities, setting, live)
+        tokenization = Tokenization(abilities, setting, live)
         prober = Prober(releases.rosters, supervisor, clock)
         herald = Herald(status, clock)
         drills = Drills(served, supervisor, setting, clock)
+        reconfiguration = Reconfiguration(
+            Changing(
+                live,
+                History(config.paths.state / HISTORY),
+                rollouts,
+                served,
+                releases,
+                supervisor,
+                room,
+                catalog.routes,
+                status.refused,
+                status.instead,
+                partial(_inspected, stores),
+                status.conditions,
+                events,
+                clock,
+            )
+        )
+        stack.push_async_callback(reconfiguration.aclose)
         admin = AdminApi(status, catalog, metrics, inspection.keys, front, clock, drills)
         rollout_api = RolloutApi(rollouts, events, stores)
         entries = routes(generation, embeddings, tokenization, admin, rollout_api)
-        port = await _listen(config, front.application(entries), stack)
-        await _listen_admin(config, front.application(entries, trusted=True), stack)
+        port = await _listen(live, front.application(entries), stack)
+        await _listen_admin(live, front.application(entries, trusted=True), stack)
         yield Daemon(
             config,
             supervisor,
@@ -293,6 +320,7 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             traffic,
             workers,
             rollouts,
+            reconfiguration,
             events,
             (prober.run, herald.run, events.run),
             config.listen.http.host,
@@ -300,17 +328,22 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         )
 
 
-def _store_means(config: Config, stores: Stores) -> tuple[Any, ...]:
+def _inspected(stores: Stores, config: Config) -> tuple[Mapping[str, Source], list[str]]:
+    inspection = inspect(config, stores)
+    return inspection.sources, inspection.findings(config)
+
+
+def _store_means(live: Live, stores: Stores) -> tuple[Any, ...]:
     """What rollouts ask of the stores, away from the event loop."""
 
     def configured(model: str) -> str:
-        return fingerprint(config.models[model])
+        return fingerprint(live.config.models[model])
 
     def shelf(model: str) -> str | None:
-        return stored_name(model, config)
+        return stored_name(model, live.config)
 
     async def resolve(model: str, choice: Choice) -> Source:
-        return await asyncio.to_thread(lambda: stores.resolver(config).one(model, choice))
+        return await asyncio.to_thread(lambda: stores.resolver(live.config).one(model, choice))
 
     async def golden(source: Source) -> Golden | None:
         data = await asyncio.to_thread(stores.golden, source)
@@ -372,9 +405,10 @@ def routes(
     ]
 
 
-async def _listen(config: Config, app: web.Application, stack: contextlib.AsyncExitStack) -> int:
+async def _listen(live: Live, app: web.Application, stack: contextlib.AsyncExitStack) -> int:
+    config = live.config
     address = config.listen.http
-    runner = await _runner(config, app, stack)
+    runner = await _runner(live, app, stack)
     # aiohttp's own wait for connections would come on top of ours; the run loop has drained.
     site = web.TCPSite(runner, address.host, address.port, shutdown_timeout=1.0, backlog=1024)
     try:
@@ -386,11 +420,10 @@ async def _listen(config: Config, app: web.Application, stack: contextlib.AsyncE
     return int(runner.addresses[0][1])
 
 
-async def _listen_admin(
-    config: Config, app: web.Application, stack: contextlib.AsyncExitStack
-) -> None:
+async def _listen_admin(live: Live, app: web.Application, stack: contextlib.AsyncExitStack) -> None:
+    config = live.config
     path = config.paths.runtime / ADMIN_SOCKET
-    runner = await _runner(config, app, stack)
+    runner = await _runner(live, app, stack)
     before = os.umask(0o177)
     try:
         await web.UnixSite(runner, path, shutdown_timeout=1.0).start()
@@ -404,17 +437,16 @@ async def _listen_admin(
 
 
 async def _runner(
-    config: Config, app: web.Application, stack: contextlib.AsyncExitStack
+    live: Live, app: web.Application, stack: contextlib.AsyncExitStack
 ) -> web.AppRunner:
     app.on_response_prepare.append(finish_headers)
     runner = ConnectionRunner(
         app,
-        header_time=config.limits.header_time,
+        live=live,
         render=error_response,
         handle_signals=False,
         # A client that goes away must free its slot within a step.
         handler_cancellation=True,
-        keepalive_timeout=config.limits.keepalive,
         access_log=None,
         auto_decompress=False,
         max_line_size=32 << 10,

@@ -7,14 +7,20 @@ import logging
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 
 import uvloop
 
 from hxd.clock import Clock, SystemClock
-from hxd.config import Config
+from hxd.config import Config, load
+from hxd.config.files import snapshot
+from hxd.config.history import History, Outcome, Why
+from hxd.config.install import recover
 from hxd.daemon.build import Daemon, Inspection, Lasting, build, claim, inspect
+from hxd.daemon.reconfigure import HISTORY
 from hxd.daemon.systemd import notify, watchdog_interval
-from hxd.errors import ConfigError
+from hxd.errors import ConfigError, HxdError
 
 log = logging.getLogger("hxd")
 
@@ -31,6 +37,7 @@ def serve(config: Config) -> None:
     # aiohttp says the same of every request; our own lines are enough.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     with claim(config) as stores:
+        config = _recorded(config)
         inspection = inspect(config, stores)
         findings = inspection.findings(config)
         if findings and not inspection.sources:
@@ -40,8 +47,35 @@ def serve(config: Config) -> None:
         uvloop.run(_live(config, inspection, SystemClock()))
 
 
+def _recorded(config: Config) -> Config:
+    """The configuration, with a change that was interrupted brought to its end; the history knows
+    it afterwards."""
+    folder = config.paths.state / HISTORY
+    history = History(folder)
+    try:
+        history.prepare()
+        for done in recover(config.origin, folder):
+            log.warning("configuration: %s", done)
+            config = load(config.origin)
+        revision = history.record(snapshot(config.origin), Why.START, "start", time.time())
+        history.settle(revision.number, Outcome.APPLIED)
+    except ConfigError:
+        raise
+    except HxdError as error:
+        # It serves all the same; only going back is not possible.
+        log.error("%s", error)
+    return config
+
+
 async def _live(config: Config, inspection: Inspection, clock: Clock) -> None:
     stop = _Signals()
+    reloading: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = asyncio.create_task(_reload(daemon), name="reload")
+        reloading.add(task)
+        task.add_done_callback(reloading.discard)
+
     async with build(config, inspection, clock) as daemon:
         supervising = asyncio.create_task(daemon.supervisor.run(daemon.workers), name="supervisor")
         beside = [
@@ -52,9 +86,11 @@ async def _live(config: Config, inspection: Inspection, clock: Clock) -> None:
         try:
             log.info("listening on http://%s:%d", daemon.address, daemon.port)
             notify("READY=1", f"STATUS=serving {len(inspection.sources)} models")
+            stop.on_reload(reload)
             await daemon.rollouts.settle()
             await daemon.rollouts.resume()
             await _until(stop.asked, supervising)
+            await daemon.reconfiguration.aclose()
             await daemon.rollouts.aclose()
             await _drain(daemon, clock)
             await daemon.supervisor.stop()
@@ -89,9 +125,22 @@ async def _again_and_again(run: Lasting, clock: Clock) -> None:
         await clock.sleep(1.0)
 
 
+async def _reload(daemon: Daemon) -> None:
+    """SIGHUP: systemd waits for READY."""
+    notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reloading")
+    try:
+        proposal = await daemon.reconfiguration.reload()
+        log.info("reloaded: %s", proposal.plan.sentence)
+        said = proposal.plan.sentence
+    except HxdError as error:
+        log.error("reload refused: %s", error)
+        said = "the last reload was refused"
+    notify("READY=1", f"STATUS=serving {len(daemon.status.served)} models; {said}")
+
+
 async def _drain(daemon: Daemon, clock: Clock) -> None:
     """Refuse new requests and wait, bounded, for those that run."""
-    bound = daemon.config.limits.drain
+    bound = daemon.status.live.limits.drain
     daemon.status.draining = True
     daemon.traffic.closing = True
     log.info("draining running=%d bound=%gs", daemon.traffic.running, bound)
@@ -121,7 +170,7 @@ class _Signals:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ask, number)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, self._too_early)
 
     def _ask(self, number: signal.Signals) -> None:
         if self.asked.is_set():
@@ -131,5 +180,10 @@ class _Signals:
         log.info("signal=%s: draining; once more ends at once", number.name)
         self.asked.set()
 
-    def _reload(self) -> None:
-        log.warning("SIGHUP: this version reads its configuration only at start")
+    def on_reload(self, reload: Callable[[], None]) -> None:
+        """Until it is called, SIGHUP is taken note of and nothing else: it must not end hxd."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+
+    @staticmethod
+    def _too_early() -> None:
+        log.warning("SIGHUP: the daemon is still starting; send it again")

@@ -10,7 +10,7 @@ from typing import Any
 from hxd import __version__, conditions
 from hxd.clock import Clock
 from hxd.conditions import Alarms, Condition
-from hxd.config import Config
+from hxd.config.live import Live
 from hxd.daemon.admin.metrics import ModelReading, ReplicaReading
 from hxd.daemon.request.breaker import Breaker, Cause
 from hxd.daemon.request.breaker import State as BreakerState
@@ -30,11 +30,12 @@ from hxd.daemon.supervise.supervisor import Supervisor
 class Status:
     """`refused`: models that can't be served as configured. `draining` is set by the run loop."""
 
-    config: Config
+    live: Live
     supervisor: Supervisor
     served: Mapping[str, Deployment]
     releases: Releases
-    refused: Mapping[str, SourceError]
+    refused: dict[str, SourceError]
+    instead: dict[str, SourceError]
     poison: Poison
     clock: Clock
     started: float
@@ -44,7 +45,7 @@ class Status:
     def missing(self) -> list[str]:
         """What keeps the box from being ready, in words; empty when it is."""
         reasons = ["the daemon is shutting down"] if self.draining else []
-        for name, settings in self.config.models.items():
+        for name, settings in self.live.config.models.items():
             if not settings.required:
                 continue
             if name in self.refused:
@@ -93,7 +94,7 @@ class Status:
                     yield from self._raised_by(replica, one.gate.roster, now)
         if blocked := len(self.poison):
             yield Condition("requests-blocked", "", f"{blocked} by their fingerprints", now)
-        for route, chain in flatten(self.config.routes).items():
+        for route, chain in flatten(self.live.config.routes).items():
             able = [name for name in chain if name in self.served]
             able = [name for name in able if self.served[name].current.gate.able()]
             if able and able[0] != chain[0]:
@@ -160,7 +161,7 @@ class Status:
 
     def models(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
-        for name, settings in self.config.models.items():
+        for name, settings in self.live.config.models.items():
             deployment = self.served.get(name)
             if deployment is None:
                 rows.append(

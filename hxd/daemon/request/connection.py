@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
 
+from hxd.config.live import Live
 from hxd.errors import CallerError, HxdError
 
 Render = Callable[[HxdError], web.Response]
@@ -83,15 +84,14 @@ class Connection(RequestHandler):
 
 
 class ConnectionRunner(web.AppRunner):
-    """An aiohttp runner whose connections are `Connection`s."""
+    """An aiohttp runner whose connections are `Connection`s, each with the limits that hold when it
+    begins."""
 
-    __slots__ = ("_header_time", "_render")
+    __slots__ = ("_live", "_render")
 
-    def __init__(
-        self, app: web.Application, *, header_time: float, render: Render, **settings: Any
-    ) -> None:
+    def __init__(self, app: web.Application, *, live: Live, render: Render, **settings: Any):
         super().__init__(app, **settings)
-        self._header_time = header_time
+        self._live = live
         self._render = render
 
     async def _make_server(self) -> web.Server:
@@ -99,19 +99,19 @@ class ConnectionRunner(web.AppRunner):
         # aiohttp names its protocol class in one method only, and takes no other.
         server.__class__ = _Server
         assert isinstance(server, _Server)
-        server.header_time, server.render = self._header_time, self._render
+        server.live, server.render = self._live, self._render
         return server
 
 
 class _Server(web.Server):
-    header_time: float
+    live: Live
     render: Render
 
     def __call__(self) -> Connection:
         return Connection(
             self,
             loop=self._loop,
-            header_time=self.header_time,
+            header_time=self.live.limits.header_time,
             render=self.render,
-            **self._kwargs,
+            **{**self._kwargs, "keepalive_timeout": self.live.limits.keepalive},
         )

@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from hxd import wire
-from hxd.config.settings import Limits
+from hxd.config.live import Live
 from hxd.daemon.request import receive_inputs, reply, transfer, vectors
 from hxd.daemon.request.capable import Abilities
 from hxd.daemon.request.deployment import Asker, Served
@@ -31,13 +31,13 @@ class Embeddings:
     """A call takes one place of its model, however many inputs it has: they share batches with
     those of other calls."""
 
-    def __init__(self, abilities: Abilities, setting: Setting, limits: Limits) -> None:
+    def __init__(self, abilities: Abilities, setting: Setting, live: Live) -> None:
         self._abilities = abilities
         self._setting = setting
-        self._limits = limits
+        self._live = live
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
-        asked = receive_inputs.parse_embeddings(await transfer.read(request, self._limits))
+        asked = receive_inputs.parse_embeddings(await transfer.read(request, self._live.limits))
         inputs = receive_inputs.inputs(asked)
         served, answer = await self._ask(
             request,
@@ -55,7 +55,7 @@ class Embeddings:
         return web.Response(body=b"".join(parts), content_type="application/json", headers=headers)
 
     async def rerank(self, request: web.Request) -> web.StreamResponse:
-        asked = receive_inputs.parse_rerank(await transfer.read(request, self._limits))
+        asked = receive_inputs.parse_rerank(await transfer.read(request, self._live.limits))
         documents = receive_inputs.documents(asked)
         served, answer = await self._ask(
             request,
@@ -118,10 +118,10 @@ class Embeddings:
             for part in vectors.parts(answer.found, render, served.source.name, answer.tokens):
                 held.append(part)
                 if len(held) == each:
-                    await transfer.write(request, response, b"".join(held), self._limits)
+                    await transfer.write(request, response, b"".join(held), self._live.limits)
                     await asyncio.sleep(0)
                     held.clear()
-            await transfer.write(request, response, b"".join(held), self._limits)
+            await transfer.write(request, response, b"".join(held), self._live.limits)
             await response.write_eof()
         except ConnectionError:
             # The client left, or takes nothing; there is nobody to tell.

@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 
 from hxd import wire
-from hxd.config.settings import Limits
+from hxd.config.live import Live
 from hxd.daemon.request import receive, reply, transfer
 from hxd.daemon.request.call import Call, Piece
 from hxd.daemon.request.capable import Abilities
@@ -46,13 +46,13 @@ class Work:
 class Generation:
     """Serves both completion endpoints."""
 
-    def __init__(self, abilities: Abilities, setting: Setting, limits: Limits) -> None:
+    def __init__(self, abilities: Abilities, setting: Setting, live: Live) -> None:
         self._abilities = abilities
         self._setting = setting
-        self._limits = limits
+        self._live = live
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        asked = receive.parse_chat(await transfer.read(request, self._limits))
+        asked = receive.parse_chat(await transfer.read(request, self._live.limits))
         order = wire.Generate(
             id=0,
             seed=0,
@@ -65,7 +65,7 @@ class Generation:
         return await self._answer(request, work)
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
-        asked = receive.parse_completion(await transfer.read(request, self._limits))
+        asked = receive.parse_completion(await transfer.read(request, self._live.limits))
         orders = [
             wire.Generate(
                 id=0,
@@ -182,13 +182,13 @@ class Generation:
         try:
             await response.prepare(request)
             try:
-                await transfer.write(request, response, chunks.of(first), self._limits)
+                await transfer.write(request, response, chunks.of(first), self._live.limits)
                 async for batch in pieces:
-                    await transfer.write(request, response, chunks.of(batch), self._limits)
-                await transfer.write(request, response, chunks.end(), self._limits)
+                    await transfer.write(request, response, chunks.of(batch), self._live.limits)
+                await transfer.write(request, response, chunks.end(), self._live.limits)
             except HxdError as error:
                 request["status"] = error.status
-                await transfer.write(request, response, reply.error_event(error), self._limits)
+                await transfer.write(request, response, reply.error_event(error), self._live.limits)
             await response.write_eof()
         except ConnectionError:
             # The client left, or takes nothing; there is nobody to tell.

@@ -17,7 +17,8 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from hxd.clock import Clock
-from hxd.config import Config
+from hxd.config.live import Live
+from hxd.config.settings import LARGEST_BODY
 from hxd.daemon.admin.metrics import Metrics
 from hxd.daemon.request import generate, reply
 from hxd.daemon.request.identify import Keys, Role, check_origin, identify
@@ -53,21 +54,23 @@ class Front:
     """Builds the aiohttp application around a table of routes."""
 
     def __init__(
-        self, config: Config, keys: Keys, metrics: Metrics, clock: Clock, traffic: Traffic
+        self, live: Live, keys: Keys, metrics: Metrics, clock: Clock, traffic: Traffic
     ) -> None:
-        self._config = config
+        self._live = live
         self._keys = keys
         self._metrics = metrics
         self._clock = clock
         self._traffic = traffic
         self._entries: dict[web.AbstractRoute, Entry] = {}
         own = socket.gethostname().lower()
-        self._names = frozenset({own, f"{own}.local", *map(str.lower, config.listen.names)})
+        self._own_names = frozenset({own, f"{own}.local"})
+        self._names = self._own_names
+        self._configured: tuple[str, ...] = ()
 
     def application(self, entries: list[Entry], *, trusted: bool = False) -> web.Application:
         """`trusted`: behind the admin socket, whose file permissions have already decided."""
         app = web.Application(
-            client_max_size=self._config.limits.body,
+            client_max_size=LARGEST_BODY,
             middlewares=[self._trusted if trusted else self._public],
         )
         for entry in entries:
@@ -118,7 +121,7 @@ class Front:
             if entry is None or not entry.work:
                 return await handler(request)
             if self._traffic.closing:
-                raise generate.draining(self._config.limits.drain)
+                raise generate.draining(self._live.limits.drain)
             self._traffic.running += 1
             try:
                 return await handler(request)
@@ -137,8 +140,8 @@ class Front:
             return error_response(HxdError(f"something broke inside hxd; request {request['id']}"))
 
     def _identify(self, request: web.Request, entry: Entry | None) -> None:
-        check_origin(request.headers, self._names)
-        if not self._config.auth.required:
+        check_origin(request.headers, self._allowed())
+        if not self._live.config.auth.required:
             return
         if entry is None:
             # Whether a path exists is not for strangers to learn; any valid key may.
@@ -146,9 +149,17 @@ class Front:
         elif entry.role is not None:
             request["key"] = identify(request.headers, self._keys, entry.role)
 
+    def _allowed(self) -> frozenset[str]:
+        """Names by which clients may call the box."""
+        configured = self._live.config.listen.names
+        if configured is not self._configured:
+            self._configured = configured
+            self._names = self._own_names | {name.lower() for name in configured}
+        return self._names
+
     def may_see_detail(self, request: web.Request) -> bool:
         """Whether an open route may say more than yes or no."""
-        if not self._config.auth.required:
+        if not self._live.config.auth.required:
             return True
         try:
             identify(request.headers, self._keys, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ class Catalog:
     served: Mapping[str, Deployment]
     refused: Mapping[str, SourceError]
     created: int
-    routes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    routes: dict[str, list[str]] = field(default_factory=dict)
     fell_back: Callable[[str], None] = lambda model: None
     labels: Callable[[str], Mapping[str, int]] = lambda model: {}
 

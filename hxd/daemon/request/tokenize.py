@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from hxd import wire
-from hxd.config.settings import Limits
+from hxd.config.live import Live
 from hxd.daemon.request import receive_inputs, reply, transfer
 from hxd.daemon.request.capable import Abilities
 from hxd.daemon.request.deployment import Asker, Served
@@ -76,13 +76,13 @@ class Text:
 
 
 class Tokenization:
-    def __init__(self, abilities: Abilities, setting: Setting, limits: Limits) -> None:
+    def __init__(self, abilities: Abilities, setting: Setting, live: Live) -> None:
         self._abilities = abilities
         self._setting = setting
-        self._limits = limits
+        self._live = live
 
     async def tokenize(self, request: web.Request) -> web.StreamResponse:
-        asked = receive_inputs.parse_tokenize(await transfer.read(request, self._limits))
+        asked = receive_inputs.parse_tokenize(await transfer.read(request, self._live.limits))
         text = asked.content if asked.content is not None else asked.prompt or ""
 
         def frame(id: int) -> wire.Request:
@@ -97,7 +97,7 @@ class Tokenization:
         return _json(b"".join(parts), headers)
 
     async def detokenize(self, request: web.Request) -> web.StreamResponse:
-        asked = receive_inputs.parse_detokenize(await transfer.read(request, self._limits))
+        asked = receive_inputs.parse_detokenize(await transfer.read(request, self._live.limits))
 
         def frame(id: int) -> wire.Request:
             return wire.Detokenize(id, asked.tokens)

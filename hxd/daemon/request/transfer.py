@@ -23,15 +23,20 @@ async def read(request: web.Request, limits: Limits) -> bytes:
     try:
         if request.content.is_eof():
             # It came with the headers, as small ones do: there is nothing to wait for.
-            return await request.read()
-        async with asyncio.timeout(limits.body_time):
-            return await request.read()
+            data = await request.read()
+        else:
+            async with asyncio.timeout(limits.body_time):
+                data = await request.read()
     except TimeoutError:
         raise CallerError(
             f"the body did not arrive within {limits.body_time:g} s", status=408
         ) from None
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(limits.body) from None
+    if len(data) > limits.body:
+        # One without a length, which aiohttp bounds by the largest that can be configured.
+        raise _too_large(limits.body)
+    return data
 
 
 async def write(

@@ -26,7 +26,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     `seconds`, until at least `at_least` requests of it are seen; None swaps at once. `compare`: two
     versions stay side by side, and nothing is decided. `mode` is `auto`, `availability` or
     `resource`. `began` is in Unix seconds, `attempts` counts daemons that have tried. `blame`: what
-    serves now is not to be kept."""
+    serves now is not to be kept. `fresh`: the configuration has changed, and what was before is no
+    longer to be had."""
 
     model: str
     choice: Choice
@@ -39,6 +40,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     began: float = 0.0
     attempts: int = 0
     blame: bool = False
+    fresh: bool = False
     why: str = "asked for"
 
 

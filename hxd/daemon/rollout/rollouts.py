@@ -65,7 +65,7 @@ class Means:
     record: Record
     events: Events
     clock: Clock
-    drain: float
+    drain: Callable[[], float]
     configured: Callable[[str], str]
     shelf: Callable[[str], str | None]
     resolve: Callable[[str, Choice], Awaitable[Source]]
@@ -225,6 +225,19 @@ class Rollouts:
 
     # Parts that other parts of the daemon need
 
+    async def introduce(self, model: str, source: Source) -> None:
+        """A model that is new in the configuration, or could not be served so far."""
+        means = self._means
+        if source.estimate * source.settings.replicas > means.room.left:
+            need = source.estimate * source.settings.replicas
+            raise CallerError(
+                _no_room(need, means.room.left), param="source", status=409, code="no_room"
+            )
+        source = replace(source, release=self._release_name(model))
+        means.supervisor.add(source)
+        means.deployments[model] = Deployment(model, means.releases.open(source))
+        means.events.record("model", model, "starts", to=_describe(source))
+
     async def remove(self, model: str) -> None:
         """The model leaves the configuration: its workers finish what they have."""
         if (running := self._running.get(model)) is not None:
@@ -262,6 +275,7 @@ class Rollouts:
         warm = deployment.warm
         if same(source, deployment.current.source):
             rollout.candidate = deployment.current
+            self._arrange(deployment.current, source)
             rollout.notes.append("it was in service already")
             self._step(rollout, Step.WARM)
             await self._commit(rollout, deployment)
@@ -319,7 +333,7 @@ class Rollouts:
         rollout.candidate = self._open(deployment, source, _part(source, 0.0), start=False)
         deployment.shift(rollout.candidate)
         self._retire(deployment, former)
-        bound = means.drain + YIELD_BOUND
+        bound = means.drain() + YIELD_BOUND
         await self._until(
             rollout, lambda: former.source.key not in means.supervisor.replicas, bound=bound
         )
@@ -421,26 +435,32 @@ class Rollouts:
     async def _strengthen(self, rollout: Rollout, source: Source) -> None:
         """As many workers as the settings say."""
         means, candidate = self._means, _candidate(rollout)
-        sized = replace(source, release=candidate.source.release)
-        key = sized.key
+        key = candidate.source.key
         have = len(means.supervisor.replicas.get(key, ()))
         more = source.estimate * (source.settings.replicas - have)
         if more > means.room.left and rollout.mode != "resource":
             raise Refused(_no_room(more, means.room.left))
-        means.supervisor.resize(sized)
-        means.releases.arrange(candidate, sized)
+        self._arrange(candidate, source)
         await self._until(
             rollout,
-            lambda: len(means.supervisor.ready(key)) >= sized.settings.replicas,
-            bound=COMING_UP + sized.settings.load_time,
+            lambda: len(means.supervisor.ready(key)) >= source.settings.replicas,
+            bound=COMING_UP + source.settings.load_time,
         )
+
+    def _arrange(self, served: Served, source: Source) -> None:
+        """Workers and line as these settings say; `source` loads what is loaded there."""
+        sized = replace(source, release=served.source.release)
+        self._means.supervisor.resize(sized)
+        self._means.releases.arrange(served, sized)
 
     async def _commit(self, rollout: Rollout, deployment: Deployment) -> None:
         """From here on it is in service, also for the next daemon."""
         candidate = _candidate(rollout)
         model, choice = rollout.model, rollout.ask.choice
         deployed = self._deployed(model)
-        if candidate is rollout.former:
+        if rollout.ask.fresh:
+            former: tuple[Choice, ...] = ()
+        elif candidate is rollout.former:
             former = deployed.former
         elif deployed.former and choice == deployed.former[-1]:
             # A rollback: what it leaves is not what the next one should come back to.
@@ -457,7 +477,7 @@ class Rollouts:
         self._step(rollout, Step.SHIFTED, describe(candidate))
         if rollout.former is candidate or rollout.former not in deployment.others:
             return
-        if rollout.ask.blame:
+        if rollout.ask.blame or rollout.ask.fresh:
             self._retire(deployment, rollout.former)
         else:
             self._keep_warm(deployment, rollout.former, candidate)

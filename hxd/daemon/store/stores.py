@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hxd.config import Config
-from hxd.daemon.store import demo, plugins
+from hxd.daemon.store import demo
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.plugin_store import PluginStore
 from hxd.daemon.store.plugins import Plugins
@@ -52,6 +52,5 @@ class Stores:
 
 
 def folders(config: Config) -> list[Path]:
-    """Where plugins lie that nobody has installed."""
-    own = [config.origin.parent / Path(folder).expanduser() for folder in config.plugins.folders]
-    return [plugins.builtin_folder(), *own]
+    """Where the operator says that plugins lie."""
+    return [config.origin.parent / Path(folder).expanduser() for folder in config.plugins.folders]

@@ -54,7 +54,7 @@ class Workers:
         post: Post,
         prepare: Prepare,
         clock: Clock,
-        drain: float,
+        drain: Callable[[], float],
         cores: Cores,
         came: Callable[[], None] = lambda: None,
     ) -> None:
@@ -169,7 +169,7 @@ class Workers:
         if worker is not None:
             link = worker.link
             for bound, then in (
-                (self._drain_time, partial(link.urge, "the replica is being replaced")),
+                (self._drain_time(), partial(link.urge, "the replica is being replaced")),
                 (MOVE_GRACE, partial(link.close, "the replica was replaced", loss=Loss.KILLED)),
             ):
                 try:
