@@ -271,14 +271,14 @@ async def shorter(exchange: Exchange) -> None:
 
 
 async def trickle(exchange: Exchange) -> None:
-    """Eight portions with 40 ms between them."""
+    """Sixteen portions with 50 ms between them."""
     status, headers, body = exchange.honestly()
     await exchange.head(status, headers)
-    step = -(-len(body) // 8)
+    step = -(-len(body) // 16)
     for at in range(0, len(body), step):
         await exchange.send(body[at : at + step])
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(exchange.gone(), 0.04)
+            await asyncio.wait_for(exchange.gone(), 0.05)
     exchange.kept = False
 
 

@@ -121,7 +121,7 @@ class Web:
                 )
             return
         if link and status in _EXPIRED:
-            raise Again(f"{shown(url)}: the link that the hub gave has expired ({status})")
+            raise Again(f"{shown(url)}: the link to it has expired ({status})")
         raise refused(
             status,
             response.headers,
