@@ -12,8 +12,8 @@ import enum
 import re
 import tomllib
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -86,6 +86,20 @@ class Golden:
     @property
     def required(self) -> tuple[str, ...]:
         return tuple(prompt.id for prompt in self.prompts if prompt.required)
+
+    def first(self, count: int) -> Golden:
+        """The first prompts, and all required ones."""
+        some = self.prompts[:count]
+        more = tuple(prompt for prompt in self.prompts[count:] if prompt.required)
+        return (
+            self
+            if len(some) + len(more) == len(self.prompts)
+            else replace(self, prompts=some + more)
+        )
+
+    def without(self, ids: Collection[str]) -> Golden:
+        """Those with other ids."""
+        return replace(self, prompts=tuple(p for p in self.prompts if p.id not in ids))
 
 
 # --- the file

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from hxd.daemon.request.deployment import Served
+from hxd.daemon.rollout.golden import Outcome as Judged
 from hxd.daemon.rollout.phases import OVER, Phase, Step, after
 from hxd.daemon.rollout.record import Ask
 from hxd.daemon.rollout.sample import Sample, compare
@@ -42,6 +44,7 @@ class Rollout:
     notes: list[str] = field(default_factory=list)
     samples: tuple[Sample, Sample] | None = None
     trial_began: float | None = None
+    answered: Mapping[str, Judged] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     pushed: asyncio.Event = field(default_factory=asyncio.Event)

@@ -48,6 +48,8 @@ FATAL_DEATHS = 2
 COMING_UP = 3600.0
 YIELD_BOUND = 120.0  # seconds beyond the drain in which the old release must be gone
 MOST_ATTEMPTS = 3
+# Golden prompts that a version answers before it is let in; a trial asks the rest of them.
+FIRST_PROMPTS = 64
 
 
 @dataclass(frozen=True)
@@ -369,8 +371,8 @@ class Rollouts:
         if not questions.generates(candidate, means.setting):
             return
         golden = await means.golden(candidate.source)
-        asked = golden or DEFAULT
-        found = await self._ask(rollout, candidate, asked)
+        asked = (golden or DEFAULT).first(FIRST_PROMPTS)
+        found = rollout.answered = await self._ask(rollout, candidate, asked)
         share = _right(found)
         rollout.notes.append(f"{share:.1%} of {len(found)} golden prompts right")
         missed = [id for id in asked.required if found[id] is not Judged.RIGHT]
@@ -408,8 +410,14 @@ class Rollouts:
             golden = Golden(())
         contest = Contest(ask, rollout.former, candidate, golden, means.clock)
         rollout.samples = contest.samples
-        for served, sample in zip((rollout.former, candidate), contest.samples, strict=True):
-            for id, outcome in (await self._ask(rollout, served, golden)).items():
+        # What was found out before it was let in here need not be asked again.
+        rest = golden.without(rollout.answered)
+        answered = (
+            await self._ask(rollout, rollout.former, golden),
+            {**rollout.answered, **await self._ask(rollout, candidate, rest)},
+        )
+        for sample, found in zip(contest.samples, answered, strict=True):
+            for id, outcome in found.items():
                 sample.golden(id, outcome)
         deployment.begin(Trial(candidate, share, rollout.id, ask.by_conversation))
         rollout.trial_began = means.clock.wall()
