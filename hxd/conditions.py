@@ -79,6 +79,14 @@ TABLE: dict[str, Declared] = {
             visible_after=5.0,
         ),
         Declared(
+            "model-on-other-version", "A model is served by another version than it should be",
+            Severity.WARNING, depends_on=("model-refused",),
+        ),
+        Declared(
+            "version-taken-back", "A new version of a model has failed and was taken back",
+            Severity.WARNING,
+        ),
+        Declared(
             "requests-blocked", "Requests that broke two workers are refused", Severity.WARNING,
         ),
         Declared(

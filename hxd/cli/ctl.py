@@ -47,6 +47,15 @@ def status(client: Client) -> None:
         answer["models"],
     )
     if not client.as_json:
+        for rollout in answer["rollouts"]:
+            if rollout["running"]:
+                click.echo(
+                    f"{rollout['model']}: {rollout['kind']} to {rollout['to']} is "
+                    f"{rollout['phase']}"
+                )
+        for model in answer["models"]:
+            if (left := model.get("former_kept_seconds")) is not None:
+                click.echo(f"{model['model']}: hxctl rollback is instant for {left:.0f} s more")
         for problem in answer["problems"]:
             click.echo(f"! {problem}")
 

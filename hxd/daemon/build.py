@@ -280,6 +280,9 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             )
         )
         stack.push_async_callback(rollouts.aclose)
+        status.rollouts, status.kept_for = rollouts.all, rollouts.warm_for
+        events.listeners.append(lambda event: metrics.event(event.kind, event.step))
+        metrics.show("hxd_events_lost", "Events that their file did not take.", lambda: events.lost)
         traffic = Traffic()
         front = Front(live, inspection.keys, metrics, clock, traffic)
         abilities = Abilities(catalog, supervisor)

@@ -81,7 +81,10 @@ class AdminApi:
         return answer(self._catalog.named(request.match_info["id"]))
 
     async def status(self, request: web.Request) -> web.Response:
-        return answer(self._status.health() | {"replicas": self._status.replicas()})
+        rollouts = [rollout.body() for rollout in self._status.rollouts()]
+        return answer(
+            self._status.health() | {"replicas": self._status.replicas(), "rollouts": rollouts}
+        )
 
     async def admin_models(self, request: web.Request) -> web.Response:
         return answer(self._status.models())

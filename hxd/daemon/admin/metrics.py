@@ -19,6 +19,7 @@ _LATENCY = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 )  # fmt: skip
 _STATE = ("replica", "state")
+_RELEASE = ("version", "variant", "plugin", "role")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -36,6 +37,18 @@ class ReplicaReading:
 
 
 @dataclass(frozen=True)
+class ReleaseReading:
+    """One version of a model that has workers; `share` of the new requests, 0 to 1."""
+
+    version: int
+    variant: str
+    plugin: str
+    role: str
+    share: float
+    running: int
+
+
+@dataclass(frozen=True)
 class ModelReading:
     """One model's numbers at the time of a scrape; `states` counts replicas by state, `gauges` are
     what each replica's backend says of itself."""
@@ -50,6 +63,7 @@ class ModelReading:
     gauges: dict[str, dict[str, float]]
     replicas: list[ReplicaReading]
     retrying: int
+    releases: list[ReleaseReading]
 
 
 @dataclass(frozen=True)
@@ -117,6 +131,12 @@ class Metrics:
             ["model"],
             registry=self.registry,
         )
+        self._events = Counter(
+            "hxd_events",
+            "Steps of rollouts, of changes to the configuration, and of work on the stores.",
+            ["kind", "step"],
+            registry=self.registry,
+        )
         self._meters: dict[str, Meter] = {}
         self.registry.register(_States(reading))
         self.registry.register(
@@ -157,6 +177,10 @@ class Metrics:
     def fell_back(self, model: str) -> None:
         """`model` answers in place of one before it in a chain."""
         self.failover(model, "fallback", "unavailable")
+
+    def event(self, kind: str, step: str) -> None:
+        """A step of what changes the box."""
+        self._events.labels(kind, step).inc()
 
     def restarted(self, model: str) -> None:
         self._restarts.labels(model).inc()
@@ -228,6 +252,14 @@ class _States(Collector):
         weight = gauge("hxd_replica_weight", "Share of its usual traffic, 0 to 1.", "replica")
         private = gauge("hxd_worker_private_bytes", "Private memory of a worker.", "replica")
         retrying = gauge("hxd_retries_running", "Requests that are being tried again.")
+        share = gauge(
+            "hxd_release_share",
+            "Share of a model's new requests that a version gets, 0 to 1; role says why.",
+            *_RELEASE,
+        )
+        on_release = gauge(
+            "hxd_release_requests_running", "Sequences that hold a slot of a version.", *_RELEASE
+        )
         vllm_running = gauge("vllm:num_requests_running", "As hxd_requests_running.")
         vllm_waiting = gauge("vllm:num_requests_waiting", "As hxd_requests_waiting.")
         vllm_cache = gauge("vllm:kv_cache_usage_perc", "Share of the KV cells in use, 0 to 1.")
@@ -246,6 +278,10 @@ class _States(Collector):
                 weight.add_metric([now.model, one.replica], one.weight)
                 if one.private is not None:
                     private.add_metric([now.model, one.replica], one.private)
+            for release in now.releases:
+                what = str(release.version), release.variant, release.plugin, release.role
+                share.add_metric([now.model, *what], release.share)
+                on_release.add_metric([now.model, *what], release.running)
             vllm_running.add_metric([now.model], now.running)
             vllm_waiting.add_metric([now.model], now.waiting)
             vllm_cache.add_metric([now.model], now.used_context)
@@ -255,6 +291,6 @@ class _States(Collector):
                 for name, value in said.items():
                     gauges[name].add_metric([now.model, replica], value)
         yield from (running, waiting, queue, slots, states, in_state)
-        yield from (breaker, trips, health, weight, private, retrying)
+        yield from (breaker, trips, health, weight, private, retrying, share, on_release)
         yield from gauges.values()
         yield from (vllm_running, vllm_waiting, vllm_cache)

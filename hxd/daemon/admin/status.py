@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from hxd import __version__, conditions
 from hxd.clock import Clock
 from hxd.conditions import Alarms, Condition
 from hxd.config.live import Live
-from hxd.daemon.admin.metrics import ModelReading, ReplicaReading
+from hxd.daemon.admin.metrics import ModelReading, ReleaseReading, ReplicaReading
 from hxd.daemon.request.breaker import Breaker, Cause
 from hxd.daemon.request.breaker import State as BreakerState
 from hxd.daemon.request.deployment import Deployment, Served
@@ -19,6 +19,7 @@ from hxd.daemon.request.models import flatten
 from hxd.daemon.request.poison import Poison
 from hxd.daemon.request.releases import Releases
 from hxd.daemon.request.roster import Roster
+from hxd.daemon.rollout.rollout import Rollout
 from hxd.daemon.store.sources import SourceError
 from hxd.daemon.supervise.health import Health, Signs, assess
 from hxd.daemon.supervise.lifecycle import State
@@ -28,7 +29,8 @@ from hxd.daemon.supervise.supervisor import Supervisor
 
 @dataclass
 class Status:
-    """`refused`: models that can't be served as configured. `draining` is set by the run loop."""
+    """`refused`: models that can't be served as configured. `instead`: why models are served by
+    another version than they should be. `draining` is set by the run loop."""
 
     live: Live
     supervisor: Supervisor
@@ -40,6 +42,8 @@ class Status:
     clock: Clock
     started: float
     draining: bool = False
+    rollouts: Callable[[], list[Rollout]] = list
+    kept_for: Callable[[str], float | None] = lambda model: None
     _alarms: Alarms = field(default_factory=Alarms)
 
     def missing(self) -> list[str]:
@@ -92,6 +96,15 @@ class Status:
             for one in deployment.releases():
                 for replica in self.supervisor.replicas.get(one.source.key, ()):
                     yield from self._raised_by(replica, one.gate.roster, now)
+        for name, error in self.instead.items():
+            if name in self.served:
+                source = self.served[name].current.source
+                detail = f"version {source.version} serves; {error}"
+                yield Condition("model-on-other-version", name, detail, self.started)
+        for rollout in self.rollouts():
+            if rollout.reason is not None and rollout.aborted is None:
+                detail = f"{rollout.target}: {rollout.reason}"
+                yield Condition("version-taken-back", rollout.model, detail, now)
         if blocked := len(self.poison):
             yield Condition("requests-blocked", "", f"{blocked} by their fingerprints", now)
         for route, chain in flatten(self.live.config.routes).items():
@@ -189,6 +202,7 @@ class Status:
                         for replica in self.supervisor.replicas.get(served.source.key, ())
                     },
                     "releases": [self._release(one) for one in deployment.releases()],
+                    "former_kept_seconds": self._kept(name),
                 }
             )
         return rows
@@ -219,6 +233,10 @@ class Status:
             for replica in self.supervisor.all()
         ]
 
+    def _kept(self, name: str) -> float | None:
+        left = self.kept_for(name)
+        return None if left is None else round(left, 1)
+
     def _running_on(self, replica: Replica) -> int:
         served = self.releases.of(replica)
         return served.gate.running_on(replica) if served is not None else 0
@@ -243,7 +261,17 @@ class Status:
             "ready": len(self.supervisor.ready(source.key)),
             "running": served.gate.running,
             "waiting": served.gate.waiting,
+            "role": self._role(served),
         }
+
+    def _role(self, served: Served) -> str:
+        deployment = served.deployment
+        if deployment is None or served is deployment.current:
+            return "serves"
+        if deployment.trial is not None and deployment.trial.served is served:
+            return "trial"
+        coming = any(rollout.candidate is served for rollout in self.rollouts() if rollout.running)
+        return "warm" if served is deployment.warm else "loads" if coming else "drains"
 
     def breakers(self) -> Iterator[tuple[str, tuple[str, str | None]]]:
         """State and cause of each replica's breaker."""
@@ -316,6 +344,17 @@ class Status:
                 ],
                 retrying=sum(served.gate.budget.taken for served in releases),
                 states={state.value: states[state.value] for state in State},
+                releases=[
+                    ReleaseReading(
+                        version=row["version"],
+                        variant=row["variant"],
+                        plugin=row["plugin"],
+                        role=row["role"],
+                        share=row["share"],
+                        running=row["running"],
+                    )
+                    for row in map(self._release, releases)
+                ],
                 used_context=_cache_use(replicas, running / slots if slots else 0.0),
                 gauges={replica.id: replica.gauges for replica in replicas if replica.takes},
             )

@@ -667,7 +667,7 @@ class Rollouts:
         try:
             return await self._means.resolve(ask.model, ask.choice)
         except SourceError as error:
-            raise CallerError(str(error), param=error.key, code="can't_be_served") from None
+            raise CallerError(str(error), param=error.key, code="cannot_be_served") from None
 
     def _step(self, rollout: Rollout, step: Step, detail: str = "") -> None:
         phase = rollout.step(step, self._means.clock.wall(), detail)
