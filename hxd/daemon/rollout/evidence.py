@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -23,7 +24,8 @@ from hxd.daemon.rollout.sample import Count
 # maximized over a confidence set for the nuisance parameter", Journal of the American Statistical
 # Association 89, 1994. Small beside any level that is ever asked for.
 MISSED = 1e-6
-# Rates within that interval for which p is computed; more of them change no third digit.
+# Rates within that interval for which p is computed. With 16 times as many, p of random tables rose
+# by 1.3 % at most, and by 0.3 % where it was small.
 _GRID = 41
 # Outcomes on one side that are less probable than this, all of them together, are left out.
 _NEGLIGIBLE = 1e-10
@@ -113,7 +115,7 @@ def rate_is_higher(canary: Count, stable: Count, margin: float) -> float:
     interval of Berger and Boos). The normal distribution will not do: for 6 errors in 50 requests
     against 2 in 480 and a margin of 2 points it says 0.00002, and the truth is 0.001.
 
-    Takes some 5 ms for a thousand requests, and 0.1 s for a hundred thousand.
+    Takes a few ms for a thousand requests, and some 40 for a hundred thousand.
     """
     if not canary.of or not stable.of:
         return 1.0
@@ -132,18 +134,14 @@ def rate_is_higher(canary: Count, stable: Count, margin: float) -> float:
 
         needed.append(_first(bad, needed[-1], n + 1))
     del needed[0]
-    worst = 0.0
+    worst, least = 0.0, needed[0]
+    places = [x - least for x in needed]
     for rate in rates:
-        above, tails = _tails(n, rate + margin)
+        tails = _tails(n, rate + margin, least, needed[-1])
         start, masses = _masses(m, rate)
-        worst = max(
-            worst,
-            sum(
-                mass * tails[min(max(0, needed[y - first] - above), len(tails) - 1)]
-                for y, mass in enumerate(masses, start)
-                if first <= y <= last
-            ),
-        )
+        skipped = max(0, first - start)
+        chances = map(tails.__getitem__, places[max(0, start - first) :])
+        worst = max(worst, sum(map(operator.mul, masses[skipped:], chances)))
     return min(1.0, worst + MISSED)
 
 
@@ -310,12 +308,13 @@ def _masses(of: int, rate: float) -> tuple[int, list[float]]:
     return first, masses
 
 
-def _tails(of: int, rate: float) -> tuple[int, list[float]]:
-    """P(X >= k) for each k of the `_likely` ones and the one after, and the first of these."""
+def _tails(of: int, rate: float, least: int, most: int) -> list[float]:
+    """P(X >= k) for each k from `least` to `most`."""
     first, masses = _masses(of, rate)
     tails = list(itertools.accumulate(reversed(masses)))
     tails.reverse()
-    return first, [*tails, 0.0]
+    tails = [1.0] * (first - least) + tails[max(0, least - first) :]
+    return tails + [0.0] * (most - least + 1 - len(tails))
 
 
 def _first(holds: Callable[[int], bool], start: int, end: int) -> int:

@@ -322,4 +322,5 @@ def _said(p: float, alpha: float) -> str:
 
 def _small(probability: float) -> str:
     """Two digits that count, and no exponent."""
-    return f"{probability:.{max(3, 1 - math.floor(math.log10(probability)))}f}"
+    digits = max(3, 1 - math.floor(math.log10(probability)))
+    return f"{probability:.{digits}f}".rstrip("0")
