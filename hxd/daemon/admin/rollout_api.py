@@ -44,13 +44,6 @@ class Named(msgspec.Struct, forbid_unknown_fields=True):
     model: str
 
 
-class NewFeedback(msgspec.Struct, forbid_unknown_fields=True):
-    """`id` is an answer's; `good` what its reader thought of it."""
-
-    id: str
-    good: bool
-
-
 class RolloutApi:
     def __init__(self, rollouts: Rollouts, events: Events, stores: Stores) -> None:
         self._rollouts = rollouts

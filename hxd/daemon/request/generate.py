@@ -18,6 +18,7 @@ from hxd.daemon.request import receive, reply, transfer
 from hxd.daemon.request.call import Call, Piece
 from hxd.daemon.request.capable import Abilities
 from hxd.daemon.request.deployment import Asker, Served
+from hxd.daemon.request.feedback import Feedback
 from hxd.daemon.request.strand import Setting
 from hxd.errors import HxdError, Unavailable
 
@@ -46,7 +47,10 @@ class Work:
 class Generation:
     """Serves both completion endpoints."""
 
-    def __init__(self, abilities: Abilities, setting: Setting, live: Live) -> None:
+    def __init__(
+        self, abilities: Abilities, setting: Setting, live: Live, feedback: Feedback
+    ) -> None:
+        self._feedback = feedback
         self._abilities = abilities
         self._setting = setting
         self._live = live
@@ -140,6 +144,7 @@ class Generation:
             else:
                 response = await self._whole(work, call, pieces, usage)
         request["model"] = call.served.source.name
+        self._feedback.answered(work.shape.id, call.served)
         self._setting.metrics.of(call.served.source.name).prompted(usage.prompt_total)
         call.count_untold(usage.completion)
         return response

@@ -48,6 +48,7 @@ FATAL_DEATHS = 2
 COMING_UP = 3600.0
 YIELD_BOUND = 120.0  # seconds beyond the drain in which the old release must be gone
 MOST_ATTEMPTS = 3
+GUARD_EVERY = 1.0  # seconds
 # Golden prompts that a version answers before it is let in; a trial asks the rest of them.
 FIRST_PROMPTS = 64
 
@@ -71,6 +72,7 @@ class Means:
     configured: Callable[[str], str]
     shelf: Callable[[str], str | None]
     resolve: Callable[[str, Choice], Awaitable[Source]]
+    others: Callable[[str], Awaitable[list[Choice]]]
     golden: Callable[[Source], Awaitable[Golden | None]]
     label: Callable[[Source, str], Awaitable[None]]
     condemn: Callable[[Source, str], Awaitable[None]]
@@ -86,6 +88,7 @@ class Rollouts:
         self._deaths: Counter[str] = Counter()
         self._numbers: Counter[str] = Counter()
         self._saving = asyncio.Lock()
+        self._given_up: set[str] = set()
         self._turns: list[asyncio.Future[None]] = []
         self.outcomes: Counter[tuple[str, str]] = Counter()
         means.supervisor.listeners.append(self._changed)
@@ -218,6 +221,47 @@ class Rollouts:
         for deployment in self._means.deployments.values():
             if self._deployed(deployment.name).choice.version is not None:
                 await self._label(deployment.current.source)
+
+    async def guard(self) -> None:
+        """Looks for models whose version dies again and again, long after it came into service, or
+        since the start; never ends by itself."""
+        while True:
+            await self._means.clock.sleep(GUARD_EVERY)
+            for deployment in list(self._means.deployments.values()):
+                if deployment.name not in self._running and self._lost(deployment.current):
+                    await self._rescue(deployment)
+
+    def _lost(self, served: Served) -> bool:
+        now = self._means.clock.now()
+        replicas = self._means.supervisor.replicas.get(served.source.key, [])
+        return (
+            served.source.key not in self._given_up
+            and bool(replicas)
+            and not any(replica.takes for replica in replicas)
+            and all(replica.restart.crash_loop(now, None) for replica in replicas)
+        )
+
+    async def _rescue(self, deployment: Deployment) -> None:
+        """Serve what served before, or another whole version, once."""
+        model, source = deployment.name, deployment.current.source
+        self._given_up.add(source.key)
+        problems = "; ".join(self._means.supervisor.problems(source.key)) or "it gave no reason"
+        why = f"by itself: its workers die again and again: {problems}"
+        for choice in (
+            *reversed(self._deployed(model).former),
+            *await self._means.others(model),
+        ):
+            try:
+                other = await self._means.resolve(model, choice)
+                if same(other, source):
+                    continue
+                await self._condemn(source, why)
+                await self.begin(
+                    Ask(model=model, choice=choice, mode="resource", blame=True, why=why)
+                )
+                return
+            except (SourceError, HxdError) as error:
+                log.warning("model=%s can't go back to %s: %s", model, choice, error)
 
     async def aclose(self) -> None:
         """The daemon ends; what runs is taken up by the next one."""
@@ -567,6 +611,7 @@ class Rollouts:
             await self._turn()
         self._means.releases.close(served)
         self._deaths.pop(served.source.key, None)
+        self._given_up.discard(served.source.key)
 
     # Waiting
 

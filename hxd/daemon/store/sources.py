@@ -108,7 +108,8 @@ class Resolver:
         """What can be served of `choices`, best first, and then of the store's other versions; and
         what is wrong with the first one if that can't. Raises the `SourceError` of the first."""
         wrong: SourceError | None = None
-        for choice in (*choices, *self._others(name, choices)):
+        others = (other for other in self.others(name) if other not in choices)
+        for choice in (*choices, *others):
             try:
                 return self.one(name, choice), wrong
             except SourceError as error:
@@ -116,7 +117,7 @@ class Resolver:
         assert wrong is not None
         raise wrong
 
-    def _others(self, name: str, choices: Sequence[Choice]) -> Iterator[Choice]:
+    def others(self, name: str) -> Iterator[Choice]:
         """Versions that are whole and were good once, newest first. None where the configuration
         asks for one by its number, or for a file that is no version's."""
         settings = self.config.models[name]
@@ -125,8 +126,7 @@ class Resolver:
             if reference is None or isinstance(reference.selector, int):
                 return
             for number in reversed(self.library.versions(reference.name)):
-                if number not in {choice.version for choice in choices}:
-                    yield Choice(number)
+                yield Choice(number)
         except StoreError:
             return
 
@@ -151,12 +151,26 @@ def stored_name(name: str, config: Config) -> ModelName | None:
         return None
 
 
+def for_file(name: str, file: Path, size: int, settings: ModelSettings, plugins: Plugins) -> Source:
+    """Of a file that is no version's, or not yet; `size` in bytes with all its shards. Raises
+    `SourceError`."""
+    return _source(name, settings, _Place(file, 0, size=size), plugins)
+
+
 def _resolve(name: str, settings: ModelSettings, number: int | None, found: Resolver) -> Source:
-    where, format = _Place(None, 1), None
-    header: AnyHeader | None = None
+    where = _Place(None, 1)
     try:
         if settings.source is not None or number is not None:
             where = _place(name, settings, number, found)
+    except (ModelFileError, StoreError) as error:
+        raise SourceError("source", str(error)) from None
+    return _source(name, settings, where, found.plugins)
+
+
+def _source(name: str, settings: ModelSettings, where: _Place, plugins: Plugins) -> Source:
+    format = None
+    header: AnyHeader | None = None
+    try:
         if where.file is not None:
             format = gguf.detect(where.file)
             if format == "gguf":
@@ -165,11 +179,11 @@ def _resolve(name: str, settings: ModelSettings, number: int | None, found: Reso
                 header = ggml.read_header(where.file, settings.options.get("family"))
     except ggml.FamilyError as error:
         raise SourceError("options", str(error)) from None
-    except (ModelFileError, StoreError) as error:
+    except ModelFileError as error:
         raise SourceError("source", str(error)) from None
     file = where.file
     try:
-        plugin = found.plugins.choose(settings.plugin, format)
+        plugin = plugins.choose(settings.plugin, format)
     except PluginError as error:
         raise SourceError("plugin", str(error)) from None
     formats = plugin.manifest.formats
