@@ -529,7 +529,7 @@ class Rollouts:
         self._step(rollout, Step.SHIFTED, describe(candidate))
         if rollout.former is candidate or rollout.former not in deployment.others:
             return
-        if rollout.ask.blame or rollout.ask.fresh:
+        if rollout.ask.blame:
             self._retire(deployment, rollout.former)
         else:
             self._keep_warm(deployment, rollout.former, candidate)
@@ -563,11 +563,26 @@ class Rollouts:
 
     async def _give_up_on(self, watch: Watch, why: str) -> None:
         source = watch.current.source
+        if not self._deployed(watch.deployment.name).former:
+            self._revert(watch, why)
+            return
         try:
             await self.roll_back(watch.deployment.name, f"by itself: {why}", blame=True)
             await self._condemn(source, why)
         except HxdError as error:
             log.error("model=%s can't be rolled back: %s", watch.deployment.name, error)
+
+    def _revert(self, watch: Watch, why: str) -> None:
+        """The configuration has no way back, but what served under the last one is still there."""
+        deployment, model = watch.deployment, watch.deployment.name
+        self._unwatch(model)
+        deployment.shift(watch.former)
+        self._retire(deployment, watch.current)
+        self._means.events.record(
+            "rollout", model, "taken_back", to=describe(watch.former), reason=why
+        )
+        if (last := self._last.get(model)) is not None:
+            last.reason = why
 
     def _unwatch(self, model: str) -> None:
         watch = self._watches.pop(model, None)
