@@ -147,22 +147,21 @@ class _Doctor:
         with contextlib.suppress(StoreError):
             self.library.version(name, number)
             return Cure(trouble, True, "there is a manifest now")
-        lies = f"taken out to {self.library.impound(path, trouble.detail)}" if path.exists() else ""
         came = self._bring_version(name, number)
         if came:
-            return Cure(trouble, True, f"{lies}; {came}")
+            return Cure(trouble, True, came)
+        lies = self.library.impound(path, trouble.detail) if os.path.lexists(path) else "nowhere"
         return Cure(
             trouble,
             False,
-            f"{lies}; import its files again (hxctl model import PATH --name {name}), or run "
-            "hxctl restore with a backup that has it",
+            f"what was left is in {lies}; import its files again (hxctl model import PATH --name "
+            f"{name}), or run hxctl restore with a backup that has it",
         )
 
     def _bring_version(self, name: ModelName, number: int) -> str:
-        if name == seed.NAME:
-            seed.seed(self.library)
-            if number in self.library.versions(name):
-                return "the built-in model was put in again"
+        """In the place of what is left of it; how, or nothing where it can't be had."""
+        if name == seed.NAME and seed.replace(self.library, number):
+            return "the built-in model was put in again"
         if self.backup is not None:
             with contextlib.suppress(StoreError):
                 done = restore.restore(
@@ -288,8 +287,13 @@ class _Doctor:
         )
 
     def _labels(self, trouble: Trouble) -> Cure:
-        """To the highest version that is not in quarantine, else to the highest."""
+        """A labelled version is never removed, so one that is not there was lost. Where it can't
+        be had again: to the highest version that is not in quarantine, else to the highest."""
         library, name = self.library, ModelName(trouble.name)
+        if trouble.kind is Kind.LABEL and trouble.version not in library.versions(name):
+            came = self._bring_version(name, trouble.version)
+            if came:
+                return Cure(trouble, True, f"{name}@{trouble.version} is back: {came}")
         with library.writing:
             there = library.versions(name)
             good = [one for one in there if not library.version(name, one).quarantined]

@@ -174,7 +174,7 @@ def _copy(descriptor: int, into: int, name: str, size: int, work: Work) -> Diges
             written += os.write(into, part[written:])
         done += count
         if done > size:
-            break  # It grows as fast as it is read; the caller says so.
+            break  # As in `hash_file`.
         work.told(f"copying {name}", done, size)
     return Digest(hasher.hexdigest())
 

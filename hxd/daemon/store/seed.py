@@ -5,6 +5,7 @@ Copied and never linked: what happens to the store's files must not happen to th
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -32,6 +33,15 @@ def seed(library: Library) -> None:
         library.set_label(NAME, STABLE, demo.STABLE)
 
 
+def replace(library: Library, number: int) -> bool:
+    """Whether the package has this version; what the store has in its place is taken out."""
+    source = demo.folder() / str(number) / manifests.FILE
+    if not source.exists():
+        return False
+    _copy(library, source)
+    return True
+
+
 def find(sha256: str) -> Path | None:
     """The package's file with this content, by what its manifest says."""
     for source in demo.folder().glob("[0-9]*/manifest.toml"):
@@ -51,6 +61,9 @@ def _copy(library: Library, source: Path) -> None:
         for one in taken:
             if one.sha256 != manifest.files[one.path.name].sha256:
                 raise Corrupt(f"{one.source} is corrupted; install hxd again")
+        place = library.folder(NAME) / str(manifest.version)
+        if os.path.lexists(place):
+            library.impound(place, "replaced by the built-in model")
         origin = f"builtin:demo@{manifest.version}"
         library.enter(folder, msgspec.structs.replace(manifest, origin=origin), taken)
     finally:

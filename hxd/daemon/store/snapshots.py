@@ -205,8 +205,9 @@ def _model(model: _Model, where: str) -> SavedModel:
                 raise ValueError(f"{shown(variant)} is no variant of {name}@{number}")
         versions[number] = SavedVersion(manifest, variants, one.quarantined)
     for label, at in model.labels.items():
+        word = Label(label)
         if at not in versions:
-            raise ValueError(f"{Label(label)} of {name} points at {at}, which is not there")
+            raise ValueError(f"{word} of {name} points at {at}, which is not there")
     if not 1 <= model.next <= MAX_VERSION + 1:
         raise ValueError(f"a next version of {model.next}")
     golden = _golden(model.golden) if model.golden else None

@@ -1,0 +1,425 @@
+"""Versions, labels, variants and digests of a store on a real disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hxd.daemon.store.digests import Seen
+from hxd.daemon.store.faults import BadName, Cancelled, Conflict, Corrupt, NotThere, StoreError
+from hxd.daemon.store.findings import What
+from hxd.daemon.store.library import Library
+from hxd.daemon.store.reference import Reference
+from hxd.daemon.store.version import Version
+from hxd.daemon.store.work import Work
+from tests import tiny
+from tests.support import ROOT
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    library = Library(tmp_path / "store")
+    library.prepare()
+    return library
+
+
+@pytest.fixture
+def publish(library: Library, tmp_path: Path) -> Callable[..., Version]:
+    """A version with a file of its own; `seed` makes its content."""
+
+    def act(name: str = "m", seed: int = 0, labels: list[str] | None = None) -> Version:
+        source = tiny.write(tmp_path / f"{seed}.gguf", seed)
+        with library.stage([source], name) as stage:
+            version = stage.publish({}, labels=labels)
+        source.unlink()
+        return version
+
+    return act
+
+
+def variant(library: Library, version: Version, name: str = "q4_0", seed: int = 99) -> Version:
+    space = library.workspace("quantize")
+    try:
+        file = tiny.write(space / f"{name}.gguf", seed, file_type=2)
+        return library.add_variant(version, name, file, made_by="llama_cpp 1.0")
+    finally:
+        library.drop(space)
+
+
+def test_a_bare_name_means_stable_and_without_that_label_the_highest(
+    library: Library, publish: Callable[..., Version]
+) -> None:
+    for seed in range(3):
+        publish("org/m", seed)
+    assert library.resolve(Reference.parse("org/m")).number == 1
+    assert library.resolve(Reference.parse("org/m@3")).number == 3
+    library.set_label("org/m", "canary", 2)
+    assert library.resolve(Reference.parse("org/m@canary")).number == 2
+    publish("other", 10, labels=[])
+    publish("other", 11, labels=[])
+    assert library.resolve(Reference.parse("other")).number == 2
+
+
+def test_what_is_not_there_is_said_with_what_is(
+    library: Library, publish: Callable[..., Version]
+) -> None:
+    publish("phi-3-mini")
+    for text, words in {
+        "phi-3-mni": "Did you mean 'phi-3-mini'.*hxctl model import",
+        "phi-3-mini@2": "no version 2 of phi-3-mini; there are 1",
+        "phi-3-mini@canary": "no label canary.*There are: stable.*hxctl label",
+    }.items():
+        with pytest.raises(NotThere, match=words):
+            library.resolve(Reference.parse(text))
+    with pytest.raises(NotThere, match=r"no variant 'q8_0'.*There are: f16; hxctl model quantize"):
+        library.version("phi-3-mini", 1).files("q8_0")
+
+
+def test_a_number_is_never_given_twice(
+    library: Library, publish: Callable[..., Version], tmp_path: Path
+) -> None:
+    publish(seed=1)
+    publish(seed=2)
+    library.remove("m", 2)
+    assert publish(seed=3).number == 3
+    library.remove_model("m")
+    assert library.names() == ["hxd-demo"]
+    again = Library(tmp_path / "store")
+    again.prepare()
+    with again.stage([tiny.write(tmp_path / "x.gguf", 1)], "m") as stage:
+        assert stage.publish({}).number == 4
+    assert again.labels("m") == {"stable": 4}
+
+
+def test_models_whose_names_begin_alike_do_not_touch_each_other(
+    library: Library, publish: Callable[..., Version]
+) -> None:
+    publish("a", 1)
+    publish("a/b", 2)
+    publish("a/b/c", 3)
+    assert library.names() == ["a", "a/b", "a/b/c", "hxd-demo"]
+    library.remove_model("a/b")
+    assert library.names() == ["a", "a/b/c", "hxd-demo"]
+    assert library.verify() == []
+
+
+def test_labelled_and_used_versions_are_not_removed(
+    library: Library, publish: Callable[..., Version]
+) -> None:
+    publish(seed=1)
+    publish(seed=2)
+    with pytest.raises(Conflict, match="m@1 is labelled stable; hxctl label m stable VERSION"):
+        library.remove("m", 1)
+    with pytest.raises(Conflict, match="m@2 is in use"):
+        library.remove("m", 2, keep={2})
+    with pytest.raises(Conflict, match="m@2 is in use"):
+        library.remove_model("m", keep=[2])
+    with pytest.raises(NotThere):
+        library.remove("m", 3)
+    library.set_label("m", "stable", 2)
+    library.remove("m", 1)
+    assert library.versions("m") == [2]
+
+
+def test_labels_move_and_go_and_stable_stays(
+    library: Library, publish: Callable[..., Version]
+) -> None:
+    publish(seed=1)
+    publish(seed=2, labels=["canary", "blue"])
+    assert library.labels("m") == {"stable": 1, "canary": 2, "blue": 2}
+    library.set_label("m", "canary", None)
+    assert library.labels("m") == {"stable": 1, "blue": 2}
+    with pytest.raises(Conflict, match="stable can't be removed"):
+        library.set_label("m", "stable", None)
+    with pytest.raises(NotThere, match="no version 9"):
+        library.set_label("m", "stable", 9)
+    with pytest.raises(NotThere, match="no label canary"):
+        library.set_label("m", "canary", None)
+    for bad in ("7", "Stable", "a b", "../x", ""):
+        with pytest.raises(BadName):
+            library.set_label("m", bad, 1)
+
+
+@pytest.mark.parametrize("name", ["../m", "a/../b", "m\0", "/m", "a/1", ""])
+def test_a_bad_name_ends_before_any_file_is_touched(name: str, tmp_path: Path) -> None:
+    library = Library(tmp_path / "nowhere")
+    for act in (
+        lambda: library.versions(name),
+        lambda: library.labels(name),
+        lambda: library.version(name, 1),
+        lambda: library.golden(name),
+        lambda: library.set_golden(name, b""),
+        lambda: library.set_label(name, "stable", 1),
+        lambda: library.remove(name, 1),
+        lambda: library.verify(name),
+        lambda: library.quarantine(name, 1, "why"),
+    ):
+        with pytest.raises(BadName):
+            act()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_derived_variant_comes_and_goes_without_its_parent(
+    library: Library, publish: Callable[..., Version]
+) -> None:
+    version = variant(library, publish())
+    assert list(version.variants()) == ["f16", "q4_0"]
+    made = version.derived["q4_0"]
+    assert (made.made_by, made.made_from) == ("llama_cpp 1.0", version.manifest.digests)
+    assert library.ensure(version, "q4_0").name == "q4_0.gguf"
+    with pytest.raises(Conflict, match="has a variant q4_0 already"):
+        variant(library, version)
+    with pytest.raises(Conflict, match="imported as"):
+        library.remove("m", 1, variant="f16")
+    library.remove("m", 1, variant="q4_0")
+    assert list(library.version("m", 1).variants()) == ["f16"]
+    assert library.verify("m") == [] and library.workspaces.leftovers() == []
+
+
+def test_a_variant_from_outside_a_workspace_or_that_is_no_model_is_refused(
+    library: Library, publish: Callable[..., Version], tmp_path: Path
+) -> None:
+    version = publish()
+    with pytest.raises(BadName, match="not in a workspace"):
+        library.add_variant(version, "q4_0", tiny.write(tmp_path / "q.gguf"), made_by="x")
+    space = library.workspace("quantize")
+    (space / "q.gguf").write_bytes(b"GGUF")
+    with pytest.raises(Corrupt):
+        library.add_variant(version, "q4_0", space / "q.gguf", made_by="x")
+
+
+def test_an_unchanged_file_is_hashed_once_also_across_restarts(
+    library: Library, publish: Callable[..., Version], tmp_path: Path
+) -> None:
+    version = publish()
+    os.utime(version.files("f16")[0])
+    # What was written this very moment is not remembered: wait as an operator would.
+    late = Library(library.root, lambda: 4e9)
+    late.prepare()
+    read: list[str] = []
+    work = Work(lambda step, *_: read.append(step))
+    late.ensure(version, "f16", work)
+    assert read
+    read.clear()
+    for again in (late, Library(library.root, lambda: 4e9)):
+        again.ensure(version, "f16", work)
+    assert read == []
+
+
+@pytest.mark.parametrize("nonsense", [b"", b"{", b"[[1,2]]", b'[[1,2,3,4,5,"../x"]]', b"\xff" * 99])
+def test_nonsense_where_digests_are_remembered_is_dropped(
+    library: Library, publish: Callable[..., Version], nonsense: bytes
+) -> None:
+    version = publish()
+    library.digests.file.write_bytes(nonsense)
+    again = Library(library.root)
+    assert again.ensure(version, "f16") == version.files("f16")[0]
+
+
+def test_a_flipped_byte_is_found_before_the_load_and_the_file_named(
+    library: Library, publish: Callable[..., Version]
+) -> None:
+    version = publish()
+    path = library.ensure(version, "f16")
+    tiny.flip(path)
+    with pytest.raises(
+        Corrupt, match=rf"{path.name} is corrupted: .*…, the manifest says .*doctor"
+    ):
+        library.ensure(version, "f16")
+    (found,) = library.verify("m")
+    assert (found.what, found.file) == (What.DIGEST, path.name)
+
+
+def test_rot_that_leaves_the_times_alone_is_found_by_verify_and_then_by_the_next_load(
+    library: Library, publish: Callable[..., Version]
+) -> None:
+    version = publish()
+    file = version.files("f16")[0]
+    tiny.flip(file)
+    # The disk's own rot changes no time: the wrong bytes are remembered as the right ones.
+    right = version.manifest.files[file.name].sha256
+    descriptor = os.open(file, os.O_RDONLY)
+    late = Library(library.root, lambda: 4e9)
+    late.digests.remember({Seen.of(descriptor): right}, 4e9)
+    os.close(descriptor)
+    assert late.ensure(version, "f16") == file
+    assert [finding.what for finding in late.verify("m")] == [What.DIGEST]
+    with pytest.raises(Corrupt):
+        late.ensure(version, "f16")
+
+
+def test_each_way_to_lose_a_file_has_its_word(
+    library: Library, publish: Callable[..., Version], tmp_path: Path
+) -> None:
+    version = publish()
+    file = version.files("f16")[0]
+    whole = file.read_bytes()
+
+    def found() -> list[What]:
+        return [finding.what for finding in library.verify("m")]
+
+    file.unlink()
+    assert found() == [What.MISSING]
+    with pytest.raises(Corrupt, match="is missing"):
+        library.ensure(version, "f16")
+    file.write_bytes(whole[:-1])
+    assert found() == [What.SIZE]
+    with pytest.raises(Corrupt, match="bytes, the manifest says"):
+        library.ensure(version, "f16")
+    file.unlink()
+    file.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").write_bytes(whole)
+    assert found() == [What.LINK]
+    with pytest.raises(Corrupt, match="symbolic link"):
+        library.ensure(version, "f16")
+    file.unlink()
+    file.write_bytes(whole)
+    (version.folder / "extra").write_text("x")
+    (version.folder / "link").symlink_to("/etc")
+    assert found() == [What.EXTRA, What.LINK]
+    (version.folder / "manifest.toml").write_text("no")
+    assert found() == [What.MANIFEST]
+
+
+def test_links_planted_for_folders_are_not_followed(
+    library: Library, publish: Callable[..., Version], tmp_path: Path
+) -> None:
+    version = publish()
+    version.folder.rename(tmp_path / "away")
+    version.folder.symlink_to(tmp_path / "away")
+    with pytest.raises(Corrupt, match="symbolic link"):
+        library.ensure(version, "f16")
+    assert library.versions("m") == []
+    library.folder(version.name).rename(tmp_path / "model")
+    library.folder(version.name).symlink_to(tmp_path / "model")
+    assert library.names() == ["hxd-demo"]
+
+
+def test_quarantine_keeps_a_version_from_being_loaded_until_it_is_whole(
+    library: Library, publish: Callable[..., Version]
+) -> None:
+    version = publish()
+    library.quarantine("m", 1, "crashed 5 workers\nin a row")
+    marked = library.resolve(Reference.parse("m"))
+    assert marked.quarantined is not None and "crashed 5 workers" in marked.quarantined
+    with pytest.raises(Conflict, match="in quarantine: crashed 5 workers"):
+        library.ensure(version, "f16")
+    with pytest.raises(Conflict, match="in quarantine"):
+        library.set_label("m", "canary", 1)
+    tiny.flip(version.files("f16")[0])
+    with pytest.raises(Corrupt, match="stays in quarantine"):
+        library.release("m", 1)
+    tiny.flip(version.files("f16")[0])
+    library.release("m", 1)
+    assert library.ensure(version, "f16") and library.version("m", 1).quarantined is None
+
+
+def test_a_derived_variant_is_quarantined_alone(
+    library: Library, publish: Callable[..., Version]
+) -> None:
+    version = variant(library, publish())
+    library.quarantine("m", 1, "wrong answers", "q4_0")
+    with pytest.raises(Conflict, match="wrong answers"):
+        library.ensure(version, "q4_0")
+    assert library.ensure(version, "f16")
+    assert library.version("m", 1).marks["q4_0"].why == "wrong answers"
+    library.release("m", 1, "q4_0")
+    assert library.ensure(version, "q4_0")
+
+
+def test_golden_prompts_are_kept_within_bounds(
+    library: Library, publish: Callable[..., Version], tmp_path: Path
+) -> None:
+    assert library.golden("m") is None
+    with pytest.raises(NotThere):
+        library.set_golden("m", b"x")
+    with library.stage([tiny.write(tmp_path / "m.gguf")], "m") as stage:
+        stage.publish({}, golden=b"prompt = 1\n")
+    assert library.golden("m") == b"prompt = 1\n"
+    library.set_golden("m", b"\xff" * (1 << 20))
+    with pytest.raises(StoreError, match="1048577 bytes of golden"):
+        library.set_golden("m", b"x" * ((1 << 20) + 1))
+    assert library.golden("m") == b"\xff" * (1 << 20)
+
+
+def test_a_label_file_that_can_not_be_read_leaves_numbers_usable(
+    library: Library, publish: Callable[..., Version]
+) -> None:
+    publish()
+    (library.folder(publish(seed=1).name) / "labels.toml").write_text("stable = [")
+    with pytest.raises(Corrupt, match="by number; run hxctl model doctor"):
+        library.resolve(Reference.parse("m"))
+    assert library.resolve(Reference.parse("m@2")).number == 2
+    library.prepare()
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from hxd.daemon.store.library import Library
+with Library(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_told_who_holds_the_store(library: Library) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, library.root],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with child:
+        assert child.stdout is not None and child.stdout.readline() == "held\n"
+        with pytest.raises(Conflict, match=f"in use by process {child.pid}"), library.lock():
+            pass
+        child.kill()
+    with library.lock():
+        pass
+
+
+def test_a_start_sweeps_up_and_keeps_downloads_for_a_week(tmp_path: Path) -> None:
+    now = [1e9]
+    library = Library(tmp_path / "store", lambda: now[0])
+    library.prepare()
+    mine = library.workspace("stage")
+    for name in ("stage-abc", "pull/new", "pull/old"):
+        (library.workspaces.folder / name).mkdir()
+        (library.workspaces.folder / name / "part").write_text("half")
+    (library.workspaces.folder / "write-abc").write_text("half")
+    for name, age in {"pull/new": 6 * DAY, "pull/old": 8 * DAY}.items():
+        for path in (f"{name}/part", name):
+            os.utime(library.workspaces.folder / path, times=(1e9 - age, 1e9 - age))
+    again = Library(library.root, lambda: now[0])
+    found = {path.name for path in again.workspaces.leftovers()}
+    assert found == {mine.name, "stage-abc", "old"}
+    again.prepare()
+    assert sorted(path.name for path in again.workspaces.folder.iterdir()) == ["pull"]
+    assert [path.name for path in (again.workspaces.folder / "pull").iterdir()] == ["new"]
+
+
+def test_a_start_does_not_undo_the_operators_labels_of_the_built_in_model(
+    library: Library,
+) -> None:
+    library.set_label("hxd-demo", "stable", 1)
+    library.prepare()
+    assert library.labels("hxd-demo") == {"stable": 1}
+
+
+def test_folders_are_for_nobody_else(library: Library, publish: Callable[..., Version]) -> None:
+    variant(library, publish("a/b"))
+    modes = {path.stat().st_mode & 0o777 for path in library.root.rglob("*") if path.is_dir()}
+    assert modes == {0o700}
+
+
+def test_verifying_can_be_stopped(library: Library) -> None:
+    work = Work()
+    work.stop()
+    with pytest.raises(Cancelled):
+        library.verify(work=work)
