@@ -19,7 +19,8 @@ from hxd.daemon.request.models import flatten
 from hxd.daemon.request.poison import Poison
 from hxd.daemon.request.releases import Releases
 from hxd.daemon.request.roster import Roster
-from hxd.daemon.rollout.rollout import Rollout
+from hxd.daemon.rollout.phases import Phase
+from hxd.daemon.rollout.rollout import Rollout, describe
 from hxd.daemon.store.sources import SourceError
 from hxd.daemon.supervise.health import Health, Signs, assess
 from hxd.daemon.supervise.lifecycle import State
@@ -103,7 +104,8 @@ class Status:
                 yield Condition("model-on-other-version", name, detail, self.started)
         for rollout in self.rollouts():
             if rollout.reason is not None and rollout.aborted is None:
-                detail = f"{rollout.target}: {rollout.reason}"
+                bad = describe(rollout.former) if rollout.phase is Phase.DONE else rollout.target
+                detail = f"{bad}: {rollout.reason}"
                 yield Condition("version-taken-back", rollout.model, detail, now)
         if blocked := len(self.poison):
             yield Condition("requests-blocked", "", f"{blocked} by their fingerprints", now)

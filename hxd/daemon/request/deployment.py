@@ -45,16 +45,33 @@ class Asker:
 NOBODY = Asker()
 
 
+@dataclass
+class Tally:
+    """How many sequences have gone how; those that say something about the release."""
+
+    requests: int = 0
+    failed: int = 0
+
+
 @dataclass(eq=False)
 class Served:
     """One release in service; `tokenizing` is its line for `/tokenize`, `deployment` the model's,
-    once it has one. `heard` is told how each sequence went."""
+    once it has one. `tally` counts since it came up; `heard` is told how each sequence went, while
+    anybody wants to know."""
 
     source: Source
     gate: Gate
     tokenizing: Gate | None = None
     deployment: Deployment | None = None
     heard: Callable[[Outcome], None] | None = None
+    tally: Tally = field(default_factory=Tally)
+
+    def report(self, outcome: Outcome) -> None:
+        """Of a sequence that has ended here, or has had to leave."""
+        self.tally.requests += 1
+        self.tally.failed += outcome.fault is not None
+        if self.heard is not None:
+            self.heard(outcome)
 
     def headers(self) -> dict[str, str]:
         return {

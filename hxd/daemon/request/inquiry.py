@@ -84,7 +84,7 @@ class Inquiry(Generic[C]):
                 answer = await self._ask(lease)
                 if lost is not None:
                     metrics.failover(self.model, "retry", lost[0], clock.now() - lost[1])
-                self._report(Outcome(None, clock.now() - asked))
+                self.served.report(Outcome(None, clock.now() - asked))
                 return answer
             except Died as died:
                 error: HxdError = BackendError(f"the worker died: {died}", code=wire.WORKER_DIED)
@@ -94,23 +94,19 @@ class Inquiry(Generic[C]):
                 # Its replica may be had again: by then it is another process.
                 cause, avoid = died.lost.loss.value, None
                 if died.lost.loss in (Loss.CRASHED, Loss.STALLED):
-                    self._report(Outcome(cause))
+                    self.served.report(Outcome(cause))
                 if self._proven(died.lost):
                     then = Next.POISON
             except Refused as refused:
                 then, error = trail.failed(), refused.error
                 cause, avoid = "error", refused.replica.id
-                self._report(Outcome(error.code or "error"))
+                self.served.report(Outcome(error.code or "error"))
             if lost is not None:
                 metrics.failover(self.model, "retry", lost[0])
             lost = cause, clock.now() if lost is None else lost[1]
             if then is not Next.POISON and len(self.setting.poison):
                 self.setting.poison.check(self.model, self.frame(0))
             lease = await self._again(then, trail, cause, avoid, error)
-
-    def _report(self, outcome: Outcome) -> None:
-        if self.served.heard is not None:
-            self.served.heard(outcome)
 
     def _proven(self, lost: Lost) -> bool:
         """Whether the question has ended a worker by itself, and not for the first time."""

@@ -252,15 +252,13 @@ class Strand:
 
     def _report(self, fault: str | None, tokens: int = 0) -> None:
         """How it went, for whoever compares releases."""
-        if self.served.heard is None:
-            return
         first, pace = None, None
         if self._first_at is not None:
             first = self._first_at - self._sent_at
             span = self._setting.clock.now() - self._first_at
             if fault is None and span > 0 and tokens - self._sent > 1:
                 pace = (tokens - self._sent - 1) / span
-        self.served.heard(Outcome(fault, first, pace))
+        self.served.report(Outcome(fault, first, pace))
 
     def _failed(self, failed: wire.Failed) -> None:
         error = failure(failed)

@@ -526,6 +526,8 @@ class Rollouts:
         if deployment.current is not candidate:
             deployment.shift(candidate)
         await self._label(candidate.source)
+        if rollout.ask.blame:
+            rollout.reason = rollout.ask.why
         self._step(rollout, Step.SHIFTED, describe(candidate))
         if rollout.former is candidate or rollout.former not in deployment.others:
             return

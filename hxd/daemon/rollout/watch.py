@@ -4,20 +4,22 @@ bad."""
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hxd.clock import Clock
-from hxd.daemon.request.deployment import Deployment, Outcome, Served
+from hxd.daemon.request.deployment import Deployment, Outcome, Served, Tally
 
 FATAL_DEATHS = 2
-# Before so many requests nothing is said by their errors; then more than this part is too much.
-LEAST_REQUESTS = 10
-MOST_FAILED = 0.5
+# As a breaker has it (DESIGN 6): before so many requests nothing is said by their errors; then more
+# than this part is too much, unless it was no better before.
+LEAST_REQUESTS = 20
+MOST_FAILED = 0.1
+TIMES_WORSE = 3.0
 
 
 @dataclass(eq=False)
 class Watch:
-    """`heard` is for the current release; `trouble` says whether it should be taken back."""
+    """`trouble` says whether the current release should be taken back; `heard` makes it look."""
 
     deployment: Deployment
     former: Served
@@ -25,13 +27,13 @@ class Watch:
     clock: Clock
     seconds: float
     task: asyncio.Task[None] | None = None
-    requests: int = 0
-    failed: int = 0
+    _before: Tally = field(default_factory=Tally)
     _began: float = 0.0
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self._began = self.clock.now()
+        self._before = replace(self.current.tally)
 
     @property
     def left(self) -> float:
@@ -39,8 +41,6 @@ class Watch:
         return max(0.0, self._began + self.seconds - self.clock.now())
 
     def heard(self, outcome: Outcome) -> None:
-        self.requests += 1
-        self.failed += outcome.fault is not None
         if outcome.fault is not None:
             self._woken.set()
 
@@ -49,8 +49,14 @@ class Watch:
         was the cause of, since it came into service."""
         if deaths >= FATAL_DEATHS:
             return f"{deaths} of its workers have died since it came into service"
-        if self.requests >= LEAST_REQUESTS and self.failed > MOST_FAILED * self.requests:
-            return f"{self.failed} of {self.requests} requests failed since it came into service"
+        now, former = self.current.tally, self.former.tally
+        requests, failed = now.requests - self._before.requests, now.failed - self._before.failed
+        usual = former.failed / former.requests if former.requests else 0.0
+        if requests >= LEAST_REQUESTS and failed > max(MOST_FAILED, TIMES_WORSE * usual) * requests:
+            return (
+                f"{failed} of {requests} requests failed since it came into service, and "
+                f"{former.failed} of {former.requests} with the version before"
+            )
         return None
 
     async def nap(self, seconds: float) -> None:
