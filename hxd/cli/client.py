@@ -34,7 +34,7 @@ class Client:
         status, answer = asyncio.run(self._call(method, path, body, seconds))
         error = answer.get("error", {}) if isinstance(answer, dict) else {}
         if status >= 400 and (status != 503 or error):
-            fail(error.get("message", f"the daemon answered {status}"), _exit_code(status))
+            fail(error.get("message", f"the daemon answered {status}"), exit_code(status))
         return answer
 
     async def _call(self, method: str, path: str, body: Any, seconds: float) -> tuple[int, Any]:
@@ -74,7 +74,8 @@ class Client:
         Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
 
 
-def _exit_code(status: int) -> int:
+def exit_code(status: int) -> int:
+    """Of a refusal with this HTTP status."""
     if status in (401, 403):
         return EXIT_REFUSED
     return EXIT_NOT_NOW if status in (409, 503) else EXIT_ERROR

@@ -20,6 +20,7 @@ from hxd.cli.client import (
     default_socket,
     json_option,
 )
+from hxd.cli.model import COMMANDS as MODEL
 from hxd.cli.rollout import COMMANDS as ROLLOUT
 
 
@@ -201,5 +202,5 @@ def key_revoke(client: Client, id: str) -> None:
         click.echo(f"revoked {answer['id']} ({answer['name']})")
 
 
-for command in ROLLOUT:
+for command in (*ROLLOUT, *MODEL):
     hxctl.add_command(command)

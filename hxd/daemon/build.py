@@ -26,9 +26,14 @@ from hxd.config.live import Live
 from hxd.daemon.admin.api import AdminApi
 from hxd.daemon.admin.drill import Drills
 from hxd.daemon.admin.herald import Herald
+from hxd.daemon.admin.jobs import Jobs
 from hxd.daemon.admin.metrics import Metrics
+from hxd.daemon.admin.relabel import Relabel
 from hxd.daemon.admin.rollout_api import RolloutApi
 from hxd.daemon.admin.status import Status
+from hxd.daemon.admin.store_api import StoreApi
+from hxd.daemon.admin.store_jobs import StoreJobs
+from hxd.daemon.admin.store_operations import Operations
 from hxd.daemon.events import Events
 from hxd.daemon.reconfigure import HISTORY, Reconfiguration
 from hxd.daemon.reconfigure import Means as Changing
@@ -48,6 +53,8 @@ from hxd.daemon.request.tokenize import Tokenization
 from hxd.daemon.rollout.golden import Golden, GoldenError, parse
 from hxd.daemon.rollout.record import Record, fingerprint
 from hxd.daemon.rollout.rollouts import Means, Rollouts
+from hxd.daemon.rollout.validation import Means as Trying
+from hxd.daemon.rollout.validation import Validation
 from hxd.daemon.store.keys import KeyFileError, KeyStore
 from hxd.daemon.store.sources import Choice, Source, SourceError, stored_name
 from hxd.daemon.store.stores import Stores
@@ -313,7 +320,18 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         stack.push_async_callback(reconfiguration.aclose)
         admin = AdminApi(status, catalog, metrics, inspection.keys, front, clock, drills)
         rollout_api = RolloutApi(rollouts, events, stores)
-        entries = routes(generation, embeddings, tokenization, admin, rollout_api)
+        finished = metrics.tally(
+            "hxd_store_operations", "Jobs that have ended, by how.", "kind", "outcome"
+        )
+        jobs = Jobs(clock, events, finished)
+        stack.push_async_callback(jobs.aclose)
+        metrics.show("hxd_jobs_running", "Jobs that are running.", lambda: jobs.running)
+        operations = Operations(stores.models)
+        relabel = Relabel(rollouts, served, operations)
+        validation = Validation(Trying(supervisor, releases, room, setting, clock))
+        store_jobs = StoreJobs(live, stores, operations, validation, relabel)
+        store_api = StoreApi(operations, store_jobs, jobs, relabel, rollouts, served, events)
+        entries = routes(generation, embeddings, tokenization, admin, rollout_api, store_api)
         port = await _listen(live, front.application(entries), stack)
         await _listen_admin(live, front.application(entries, trusted=True), stack)
         yield Daemon(
@@ -374,6 +392,7 @@ def routes(
     tokenization: Tokenization,
     admin: AdminApi,
     rollout: RolloutApi,
+    store: StoreApi,
 ) -> list[Entry]:
     """Every route, with the role that it needs. What is not here is not served."""
     user, read, operate, rule = Role.INFERENCE, Role.METRICS, Role.OPERATOR, Role.ADMIN
@@ -402,6 +421,23 @@ def routes(
         Entry("POST", "/admin/v1/rollouts", operate, rollout.begin),
         Entry("POST", "/admin/v1/rollback", operate, rollout.roll_back),
         Entry("POST", "/admin/v1/promote", operate, rollout.promote),
+        Entry("GET", "/admin/v1/store", operate, store.models),
+        Entry("GET", "/admin/v1/store/show", operate, store.show),
+        Entry("GET", "/admin/v1/store/snapshots", operate, store.snapshots),
+        Entry("POST", "/admin/v1/store/import", rule, store.take_in, work=True),
+        Entry("POST", "/admin/v1/store/pull", rule, store.pull, work=True),
+        Entry("POST", "/admin/v1/store/rm", rule, store.remove, work=True),
+        Entry("POST", "/admin/v1/store/restore", rule, store.restore, work=True),
+        Entry("POST", "/admin/v1/store/verify", operate, store.verify, work=True),
+        Entry("POST", "/admin/v1/store/quantize", operate, store.quantize, work=True),
+        Entry("POST", "/admin/v1/store/convert", operate, store.convert, work=True),
+        Entry("POST", "/admin/v1/store/backup", operate, store.backup, work=True),
+        Entry("POST", "/admin/v1/store/doctor", operate, store.doctor, work=True),
+        Entry("POST", "/admin/v1/store/label", operate, store.label, work=True),
+        Entry("POST", "/admin/v1/store/golden", operate, store.golden, work=True),
+        Entry("GET", "/admin/v1/jobs", operate, store.jobs),
+        Entry("GET", "/admin/v1/jobs/{id}", operate, store.job),
+        Entry("DELETE", "/admin/v1/jobs/{id}", operate, store.cancel),
         Entry("GET", "/admin/v1/keys", rule, admin.list_keys),
         Entry("POST", "/admin/v1/keys", rule, admin.create_key),
         Entry("DELETE", "/admin/v1/keys/{id}", rule, admin.revoke_key),

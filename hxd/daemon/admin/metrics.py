@@ -168,6 +168,11 @@ class Metrics:
         """A gauge of the whole box, read at each scrape."""
         Gauge(name, help, registry=self.registry).set_function(read)
 
+    def tally(self, name: str, help: str, *labels: str) -> Callable[..., None]:
+        """A counter of the whole box; what is returned counts one, by the labels' values."""
+        counter = Counter(name, help, labels, registry=self.registry)
+        return lambda *values: counter.labels(*values).inc()
+
     def failover(self, model: str, kind: str, cause: str, seconds: float | None = None) -> None:
         """`seconds` from the loss to the next token, where one came."""
         self._failovers.labels(model, kind, cause).inc()

@@ -42,6 +42,9 @@ class Releases:
     def of(self, replica: Replica) -> Served | None:
         return self._served.get(replica.source.key)
 
+    def is_open(self, served: Served) -> bool:
+        return self._served.get(served.source.key) is served
+
     def open(self, source: Source) -> Served:
         """A line for what the supervisor has, or is about to get, under this key."""
         roster = Roster(source, self._supervisor, self._clock, self._random)
@@ -72,7 +75,7 @@ class Releases:
 
     def close(self, served: Served) -> None:
         """Its workers are gone."""
-        if self._served.get(served.source.key) is served:
+        if self.is_open(served):
             del self._served[served.source.key], self.rosters[served.source.key]
 
     def stranded(self, key: str) -> bool:

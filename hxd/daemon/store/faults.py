@@ -32,6 +32,14 @@ class Conflict(StoreError):
     code = "store_conflict"
 
 
+class SameContent(Conflict):
+    """Not needed: version `number` of `name` has the same bytes, and may be loaded."""
+
+    def __init__(self, message: str, name: str, number: int) -> None:
+        super().__init__(message)
+        self.name, self.number = name, number
+
+
 class Corrupt(StoreError):
     """Bytes are not the ones that the manifest lists, or not a file of the kind they claim."""
 

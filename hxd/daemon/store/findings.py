@@ -40,7 +40,7 @@ class Finding:
 
     def to_body(self) -> dict[str, object]:
         return {
-            "name": self.name,
+            "name": str(self.name),
             "version": self.number,
             "file": self.file,
             "what": str(self.what),

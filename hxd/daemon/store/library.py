@@ -25,7 +25,14 @@ from hxd.daemon.store import labels as labelling
 from hxd.daemon.store import manifest as manifests
 from hxd.daemon.store.digests import Digests
 from hxd.daemon.store.disk import guarded
-from hxd.daemon.store.faults import BadName, Conflict, Corrupt, NotThere, StoreError
+from hxd.daemon.store.faults import (
+    BadName,
+    Conflict,
+    Corrupt,
+    NotThere,
+    SameContent,
+    StoreError,
+)
 from hxd.daemon.store.findings import Finding, What
 from hxd.daemon.store.intake import Take, Taken
 from hxd.daemon.store.journal import FILE as JOURNAL
@@ -510,11 +517,16 @@ class Library(Shelf):
             except Corrupt:
                 continue
             if version.manifest.digests == digests:
-                state = f", in quarantine: {version.quarantined}" if version.quarantined else ""
-                raise Conflict(
-                    f"{version} has the same content{state}; hxctl label {name} LABEL {number} "
-                    f"points at it, hxctl model rm {version} removes it"
+                then = (
+                    f"hxctl label {name} LABEL {number} points at it, hxctl model rm {version} "
+                    "removes it"
                 )
+                if version.quarantined:
+                    raise Conflict(
+                        f"{version} has the same content, in quarantine: {version.quarantined}; "
+                        f"{then}"
+                    )
+                raise SameContent(f"{version} has the same content; {then}", name, number)
 
     def _refuse_used(self, version: Version, keep: Collection[int]) -> None:
         name, number = version.name, version.number

@@ -122,7 +122,7 @@ class Resolver:
         asks for one by its number, or for a file that is no version's."""
         settings = self.config.models[name]
         try:
-            reference = _reference(settings.source, self.config)
+            reference = reference_of(settings.source, self.config)
             if reference is None or isinstance(reference.selector, int):
                 return
             for number in reversed(self.library.versions(reference.name)):
@@ -145,7 +145,7 @@ def stored_name(name: str, config: Config) -> ModelName | None:
     to see whether a source is one."""
     settings = config.models[name]
     try:
-        reference = _reference(settings.source, config)
+        reference = reference_of(settings.source, config)
         return reference.name if reference is not None else ModelName(name)
     except StoreError:
         return None
@@ -243,7 +243,7 @@ class _Place:
 
 def _place(name: str, settings: ModelSettings, number: int | None, found: Resolver) -> _Place:
     """Raises `ModelFileError` or `StoreError`."""
-    reference = _reference(settings.source, found.config)
+    reference = reference_of(settings.source, found.config)
     if reference is None and number is None:
         path = found.config.origin.parent / Path(settings.source or "").expanduser()
         return _Place(path.resolve(), 1)
@@ -271,7 +271,7 @@ def _place(name: str, settings: ModelSettings, number: int | None, found: Resolv
     return _Place(file, version.number, variant, version, follows, size)
 
 
-def _reference(source: str | None, config: Config) -> Reference | None:
+def reference_of(source: str | None, config: Config) -> Reference | None:
     """What of the store a source names; None for the path of a file. A name that could be either
     is a path where there is such a file. Raises `StoreError`."""
     if source is None:

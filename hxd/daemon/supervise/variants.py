@@ -13,19 +13,16 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from hxd import gguf, wire
 from hxd.daemon.store.faults import StoreError
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.plugins import Plugin
 from hxd.daemon.store.sources import Source
-from hxd.daemon.supervise.link import Loss
-from hxd.daemon.supervise.process import Program, WorkerProcess, describe_exit
+from hxd.daemon.supervise.quantizer import quantize
 from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.workers import PrepareError
 from hxd.pluginfile import PluginError
 
 TEMPORARY = ".part"
-DEADLINE = 3600.0
 
 
 class Variants:
@@ -69,33 +66,16 @@ class Variants:
 
     async def _quantize(self, source: Source, file: Path, target: Path, replica: Replica) -> None:
         part = target.with_suffix(TEMPORARY)
-        plugin = source.plugin
-        told = _Told(lambda note: setattr(replica, "note", note))
-        program = Program(plugin.manifest.name, plugin.folder, plugin.digest, python=plugin.python)
-        worker = await WorkerProcess.spawn(program, told)
-        try:
-            async with asyncio.timeout(DEADLINE):
-                await told.hello.wait()
-                threads = len(os.sched_getaffinity(0))
-                worker.link.send(wire.Quantize(str(file), str(part), source.variant, threads))
-                code = await worker.wait()
-        except TimeoutError:
-            raise PrepareError(f"quantizing to {source.variant} took over {DEADLINE:g} s") from None
-        finally:
-            worker.kill()
-            await worker.wait()
-        if code != 0 or told.failed is not None:
-            why = told.failed or f"the worker {describe_exit(code)}"
-            raise PrepareError(f"can't make the variant {source.variant}: {why}")
+
+        def told(share: float, note: str) -> None:
+            replica.note = f"{note} {share:.0%}"
+
+        await quantize(source.plugin, file, part, source.variant, told)
         await asyncio.to_thread(_publish, part, target)
 
 
 def _publish(part: Path, target: Path) -> None:
     """Whole and on disk before it can be seen under its name."""
-    try:
-        gguf.read_header(part)
-    except gguf.ModelFileError as error:
-        raise PrepareError(f"the quantizer wrote a bad file: {error}") from None
     with part.open("rb") as stream:
         os.fsync(stream.fileno())
     part.rename(target)
@@ -110,30 +90,3 @@ def clean(cache: Path) -> None:
     """Remove what a crash left half-written."""
     for part in (cache / "variants").glob(f"*{TEMPORARY}"):
         part.unlink(missing_ok=True)
-
-
-class _Told:
-    """What a quantizing worker says."""
-
-    def __init__(self, note: Callable[[str], None]) -> None:
-        self._note = note
-        self.hello = asyncio.Event()
-        self.failed: str | None = None
-
-    def received(self, frame: wire.Hello | wire.Loaded | wire.Failed | wire.Progress) -> None:
-        match frame:
-            case wire.Hello():
-                self.hello.set()
-            case wire.Failed():
-                self.failed = frame.message
-            case wire.Progress():
-                self._note(f"{frame.note} {frame.share:.0%}")
-
-    def verdict(self) -> tuple[Loss, str]:
-        return Loss.KILLED, "the worker closed its link"
-
-    def lost(self, reason: str, *, at_fault: bool) -> None:
-        # A worker that died before its hello must not be waited for.
-        self.hello.set()
-        if at_fault:
-            self.failed = reason
