@@ -66,10 +66,13 @@ class Record:
         try:
             with self._file.open("rb") as stream:
                 data = stream.read(MOST_BYTES + 1)
+            if len(data) > MOST_BYTES:
+                raise ValueError(f"it has more than {MOST_BYTES} bytes")
             self.models = msgspec.json.decode(data, type=dict[str, Deployed])
         except FileNotFoundError:
             self.models = {}
-        except (OSError, msgspec.DecodeError, RecursionError) as error:
+        except (OSError, ValueError, msgspec.DecodeError, RecursionError) as error:
+            # A ValueError is what bytes within a string are that are no UTF-8.
             log.error("%s can't be read, the configuration counts: %s", self._file, error)
             with contextlib.suppress(OSError):
                 self._file.rename(self._file.with_suffix(".unreadable"))
