@@ -493,7 +493,7 @@ def test_a_canary_worse_by_all_the_margins_is_seldom_rolled_back() -> None:
     def life(seed: int) -> Decision:
         return Box(seed, **worse).canary(plan(golden=golden, at_least=60), 60, 180)
 
-    assert rolled_back(120, life) <= most(120, 0.05)
+    assert rolled_back(100, life) <= most(100, 0.05)
 
 
 def test_a_canary_better_than_stable_is_seldom_rolled_back() -> None:
@@ -503,14 +503,14 @@ def test_a_canary_better_than_stable_is_seldom_rolled_back() -> None:
     def life(seed: int) -> Decision:
         return Box(seed, **better).canary(plan(golden=golden, at_least=60), 60, 180)
 
-    assert rolled_back(120, life) <= most(120, 0.05) / 2
+    assert rolled_back(80, life) <= most(80, 0.05) / 2
 
 
 def test_ten_times_as_many_errors_are_found_in_200_requests() -> None:
     def life(seed: int) -> Decision:
         return Box(seed, timed=False, errors=0.10).canary(plan(at_least=200), 200, 1_800)
 
-    assert rolled_back(200, life) > 0.95 * 200
+    assert rolled_back(150, life) > 0.95 * 150
 
 
 def test_a_model_that_forgot_a_quarter_is_found_by_120_prompts() -> None:
