@@ -87,6 +87,10 @@ TABLE: dict[str, Declared] = {
             Severity.WARNING,
         ),
         Declared(
+            "plugin-changed", "A plugin in use would not be let in again: no new worker starts",
+            Severity.WARNING,
+        ),
+        Declared(
             "requests-blocked", "Requests that broke two workers are refused", Severity.WARNING,
         ),
         Declared(

@@ -221,6 +221,21 @@ async def hxctl(daemon: Daemon, *arguments: str) -> Any:
     return json.loads(output)
 
 
+async def run_hxctl(daemon: Daemon, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, standard output and error of `hxctl` over the admin socket."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", HXCTL, "--socket", str(daemon.folder / "run" / "admin.sock")),
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    output, errors = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode(), errors.decode()
+
+
 def run_hxd(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`hxd ARGUMENTS`, finished within a minute."""
     return subprocess.run(

@@ -21,6 +21,7 @@ from hxd.cli.client import (
     json_option,
 )
 from hxd.cli.model import COMMANDS as MODEL
+from hxd.cli.plugin import COMMANDS as PLUGIN
 from hxd.cli.rollout import COMMANDS as ROLLOUT
 
 
@@ -202,5 +203,5 @@ def key_revoke(client: Client, id: str) -> None:
         click.echo(f"revoked {answer['id']} ({answer['name']})")
 
 
-for command in (*ROLLOUT, *MODEL):
+for command in (*ROLLOUT, *MODEL, *PLUGIN):
     hxctl.add_command(command)

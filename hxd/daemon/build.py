@@ -28,6 +28,8 @@ from hxd.daemon.admin.drill import Drills
 from hxd.daemon.admin.herald import Herald
 from hxd.daemon.admin.jobs import Jobs
 from hxd.daemon.admin.metrics import Metrics
+from hxd.daemon.admin.plugin_api import PluginApi
+from hxd.daemon.admin.plugin_watch import PluginWatch
 from hxd.daemon.admin.relabel import Relabel
 from hxd.daemon.admin.rollout_api import RolloutApi
 from hxd.daemon.admin.status import Status
@@ -332,6 +334,16 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         store_jobs = StoreJobs(live, stores, operations, validation, relabel)
         store_api = StoreApi(operations, store_jobs, jobs, relabel, rollouts, served, events)
         entries = routes(generation, embeddings, tokenization, admin, rollout_api, store_api)
+        plugin_watch = PluginWatch(
+            lambda: [source.plugin for source in rollouts.in_use()],
+            stores.plugins.recheck,
+            status.plugins,
+            events,
+            clock,
+        )
+        plugin_api = PluginApi(live, stores, served, rollouts, plugin_watch, events)
+        stack.push_async_callback(plugin_api.aclose)
+        entries += plugin_routes(plugin_api)
         port = await _listen(live, front.application(entries), stack)
         await _listen_admin(live, front.application(entries, trusted=True), stack)
         yield Daemon(
@@ -343,7 +355,7 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             rollouts,
             reconfiguration,
             events,
-            (prober.run, herald.run, events.run),
+            (prober.run, herald.run, events.run, plugin_watch.run),
             config.listen.http.host,
             port,
         )
@@ -441,6 +453,17 @@ def routes(
         Entry("GET", "/admin/v1/keys", rule, admin.list_keys),
         Entry("POST", "/admin/v1/keys", rule, admin.create_key),
         Entry("DELETE", "/admin/v1/keys/{id}", rule, admin.revoke_key),
+    ]
+
+
+def plugin_routes(plugins: PluginApi) -> list[Entry]:
+    return [
+        Entry("GET", "/admin/v1/plugins", Role.OPERATOR, plugins.list),
+        Entry("POST", "/admin/v1/plugins/install", Role.ADMIN, plugins.install),
+        Entry("POST", "/admin/v1/plugins/trust", Role.ADMIN, plugins.trust),
+        Entry("POST", "/admin/v1/plugins/untrust", Role.ADMIN, plugins.untrust),
+        Entry("POST", "/admin/v1/plugins/verify", Role.OPERATOR, plugins.verify),
+        Entry("POST", "/admin/v1/plugins/rm", Role.ADMIN, plugins.remove),
     ]
 
 

@@ -31,7 +31,8 @@ from hxd.daemon.supervise.supervisor import Supervisor
 @dataclass
 class Status:
     """`refused`: models that can't be served as configured. `instead`: why models are served by
-    another version than they should be. `draining` is set by the run loop."""
+    another version than they should be. `plugins`: why plugins in use would be refused now.
+    `draining` is set by the run loop."""
 
     live: Live
     supervisor: Supervisor
@@ -45,6 +46,7 @@ class Status:
     draining: bool = False
     rollouts: Callable[[], list[Rollout]] = list
     kept_for: Callable[[str], float | None] = lambda model: None
+    plugins: dict[str, str] = field(default_factory=dict)
     _alarms: Alarms = field(default_factory=Alarms)
 
     def missing(self) -> list[str]:
@@ -107,6 +109,8 @@ class Status:
                 bad = describe(rollout.former) if rollout.phase is Phase.DONE else rollout.target
                 detail = f"{bad}: {rollout.reason}"
                 yield Condition("version-taken-back", rollout.model, detail, now)
+        for reference, why in self.plugins.items():
+            yield Condition("plugin-changed", reference, why, now)
         if blocked := len(self.poison):
             yield Condition("requests-blocked", "", f"{blocked} by their fingerprints", now)
         for route, chain in flatten(self.live.config.routes).items():
