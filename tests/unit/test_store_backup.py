@@ -193,8 +193,27 @@ def test_a_backup_that_was_stopped_is_none_and_the_next_completes_it(
     assert snapshots(target) == [] and len(objects(target)) == 1
     done = backup(library, target, names=["org/m"])
     assert (done.copied, done.kept) == (2, 1)
-    assert sorted(path.name for path in target.iterdir()) == ["lock", "objects", "snapshots", "tmp"]
-    assert list((target / "tmp").iterdir()) == []
+    assert sorted(path.name for path in target.iterdir()) == [
+        ".hxd-unfinished",
+        "lock",
+        "objects",
+        "snapshots",
+    ]
+    assert list((target / ".hxd-unfinished").iterdir()) == []
+
+
+def test_what_else_lies_in_the_folder_stays_and_links_in_it_are_not_followed(
+    library: Library, tmp_path: Path
+) -> None:
+    target = tmp_path / "disk"
+    (target / "tmp").mkdir(parents=True)
+    (target / "tmp/mine").write_text("x")
+    backup(library, target, names=["org/m"])
+    assert (target / "tmp/mine").read_text() == "x"
+    shutil.rmtree(target / "objects")
+    (target / "objects").symlink_to(tmp_path)
+    with pytest.raises(Conflict, match="symbolic link"):
+        backup(library, target, names=["org/m"])
 
 
 HOSTILE: dict[str, Edit] = {

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -362,6 +363,7 @@ def test_a_label_file_that_can_not_be_read_leaves_numbers_usable(
 
 HOLD = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from hxd.daemon.store.library import Library
 with Library(Path(sys.argv[1])).lock():
@@ -416,6 +418,34 @@ def test_folders_are_for_nobody_else(library: Library, publish: Callable[..., Ve
     variant(library, publish("a/b"))
     modes = {path.stat().st_mode & 0o777 for path in library.root.rglob("*") if path.is_dir()}
     assert modes == {0o700}
+
+
+def test_threads_that_publish_at_once_get_numbers_of_their_own(
+    library: Library, tmp_path: Path
+) -> None:
+    files = [tiny.write(tmp_path / f"{seed}.gguf", seed) for seed in range(8)]
+
+    def act(file: Path) -> int:
+        with library.stage([file], "m") as stage:
+            return stage.publish({}).number
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sorted(threads.map(act, files)) == list(range(1, 9))
+    assert library.labels("m").keys() == {"stable"} and library.verify("m") == []
+
+
+def test_threads_that_load_one_file_read_it_once(
+    library: Library, publish: Callable[..., Version]
+) -> None:
+    version = publish()
+    late = Library(library.root, lambda: 4e9)
+    late.digests.forget()
+    read: list[str] = []
+    work = Work(lambda step, *_: read.append(step))
+    with ThreadPoolExecutor(4) as threads:
+        found = threads.map(lambda _: late.ensure(version, "f16", work), range(8))
+        assert set(found) == set(version.files("f16"))
+    assert len(read) == 1
 
 
 def test_verifying_can_be_stopped(library: Library) -> None:

@@ -12,6 +12,7 @@ import datetime
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,8 @@ from hxd.daemon.store.work import Work
 
 __all__ = ["Report", "Restored", "SnapshotInfo", "backup", "restore", "snapshots"]
 
-_TMP = "tmp"
+# Emptied at every start: a name that nobody else gives a folder.
+_UNFINISHED = ".hxd-unfinished"
 
 
 @dataclass
@@ -78,10 +80,9 @@ def backup(
         locked(root, "another backup is being written; wait for it"),
         guarded(f"write the backup in {target}"),
     ):
-        for folder in (root / OBJECTS, root / tables.FOLDER):
-            disk.make_folder(folder)
-        disk.delete(root / _TMP)
-        disk.make_folder(root / _TMP)
+        disk.delete(root / _UNFINISHED)
+        for folder in (root / OBJECTS, root / tables.FOLDER, root / _UNFINISHED):
+            _make_folder(folder)
         report = Report()
         models: dict[str, SavedModel] = {}
         for name in wanted:
@@ -136,7 +137,7 @@ def _save_files(library: Library, version: Version, root: Path, report: Report, 
         for file in files:
             entry = manifest.files[file.name]
             place = object_path(root, entry.sha256)
-            if place.is_file() and place.stat().st_size == entry.bytes:
+            if _is_there(place, entry.bytes):
                 report.kept += 1
                 continue
             try:
@@ -154,7 +155,7 @@ def _save_files(library: Library, version: Version, root: Path, report: Report, 
 def _copy(source: int, file: Path, entry: FileEntry, place: Path, root: Path, work: Work) -> None:
     """Into the backup, synced, and read back from the disk before it gets its name."""
     disk.check_room(root, entry.bytes, f"back up {file.name}")
-    part = root / _TMP / secrets.token_hex(8)
+    part = root / _UNFINISHED / secrets.token_hex(8)
     try:
         found = intake.copy(source, file, part, work).sha256
         if found != entry.sha256:
@@ -168,11 +169,26 @@ def _copy(source: int, file: Path, entry: FileEntry, place: Path, root: Path, wo
                 f"back up {file.name}: what was written to {root} reads differently",
                 OSError(5, os.strerror(5)),
             )
-        disk.make_folder(place.parent)
+        _make_folder(place.parent)
         disk.delete(place)
         disk.move(part, place)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _is_there(place: Path, size: int) -> bool:
+    try:
+        found = place.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == size
+
+
+def _make_folder(folder: Path) -> None:
+    """A link would lead what is written to somewhere else."""
+    if folder.is_symlink():
+        raise Conflict(f"{folder} is a symbolic link; remove it, or name another folder")
+    disk.make_folder(folder)
 
 
 def _read_back(part: Path, work: Work) -> str:
@@ -199,5 +215,5 @@ def _write(library: Library, root: Path, snapshot: Snapshot) -> str:
         id = f"{time}-{number}"
     data = tables.write(snapshot)
     tables.read(data, id)  # What could not be read again is no backup.
-    disk.write_atomic(root / tables.FOLDER / f"{id}.toml", data, root / _TMP)
+    disk.write_atomic(root / tables.FOLDER / f"{id}.toml", data, root / _UNFINISHED)
     return id

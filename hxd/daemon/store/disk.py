@@ -28,8 +28,8 @@ _HINTS = {
     errno.EFBIG: "the file is larger than a limit allows (LimitFSIZE of the unit, ulimit -f)",
     errno.EROFS: "the file system is mounted read-only, often after a fault; see dmesg",
     errno.EIO: "the disk fails; see dmesg, then run hxctl model doctor --backup FOLDER",
-    errno.EACCES: "hxd may not; run hxctl model doctor, or chown the state folder to hxd's user",
-    errno.EPERM: "hxd may not; run hxctl model doctor, or chown the state folder to hxd's user",
+    errno.EACCES: "the daemon's user may not; run hxctl model doctor, or chown the state folder to it",
+    errno.EPERM: "the daemon's user may not; run hxctl model doctor, or chown the state folder to it",
 }
 
 
