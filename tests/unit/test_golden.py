@@ -312,11 +312,11 @@ def demo() -> Golden:
 
 def test_the_demo_models_prompts_are_held_out_ones_with_their_answers() -> None:
     """In a process of its own: the modules of scripts/demo_model have names that anything might."""
-    code = "import json, heldout; print(json.dumps(heldout.heldout(15, seed=1)))"
+    code = "import json, heldout; print(json.dumps(heldout.heldout(40, seed=1)))"
     folder = ROOT / "scripts/demo_model"
     out = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, check=True)
     tasks: dict[str, list[list[str]]] = json.loads(out.stdout)
-    wanted = [pairs[n] for n in range(15) for pairs in tasks.values()]
+    wanted = [pairs[n] for n in range(40) for pairs in tasks.values()]
     found = [[prompt.messages[0][1], prompt.expect] for prompt in demo().prompts]
     assert found == wanted
 
@@ -325,8 +325,8 @@ def test_the_demo_models_prompts_are_as_many_of_every_task() -> None:
     golden = demo()
     tasks = Counter(prompt.id.rpartition("-")[0] for prompt in golden.prompts)
     assert len(tasks) == 8
-    assert set(tasks.values()) == {15}
-    assert [len(prompt.messages) for prompt in golden.prompts] == [1] * 120
+    assert set(tasks.values()) == {40}
+    assert [len(prompt.messages) for prompt in golden.prompts] == [1] * 320
 
 
 def test_the_demo_models_first_version_stays_above_the_floor() -> None:

@@ -37,7 +37,7 @@ class Margins:
     ttft: float = 1.5  # times as long, and
     ttft_seconds: float = 0.05  # so much longer in the median, which is what a person can notice
     speed: float = 0.7  # times as many tokens per second
-    golden: float = 0.05  # fewer of the golden prompts
+    golden: float = 0.02  # fewer of the golden prompts
     disliked: float = 0.10  # more of the answers that clients spoke of
 
     def __post_init__(self) -> None:
