@@ -70,8 +70,11 @@ class Catalog:
     def _is(self, served: Served, version: str) -> bool:
         """Whether `version`, a number or a label or nothing, means this release."""
         deployment = served.deployment
-        if deployment is None or version in ("", STABLE):
-            return deployment is None or served is deployment.current
+        if deployment is None:
+            return True
+        if version in ("", STABLE):
+            # Another variant of it may be there too; the one in service comes first.
+            return served.source.version == deployment.current.source.version
         if version == CANARY:
             return deployment.trial is not None and deployment.trial.served is served
         if version.isdecimal():
