@@ -197,7 +197,8 @@ def read_header(path: Path) -> Header:
                 raise ModelFileError(
                     f"truncated: the tensor {name!r} ends {missing} bytes past the end of the file"
                 )
-    if not tensors:
+    # The first of several shards may have none, where they were split so.
+    if not tensors and metadata.get("split.count", 1) == 1:
         raise ModelFileError("no tensors in the file")
     return Header(version=version, tensors=tensors, size=size, metadata=metadata)
 

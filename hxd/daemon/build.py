@@ -43,6 +43,7 @@ from hxd.daemon.request.capable import Abilities
 from hxd.daemon.request.connection import ConnectionRunner
 from hxd.daemon.request.deployment import Deployment
 from hxd.daemon.request.embed import Embeddings
+from hxd.daemon.request.feedback import Feedback
 from hxd.daemon.request.generate import Generation
 from hxd.daemon.request.http import Entry, Front, Traffic, error_response, finish_headers
 from hxd.daemon.request.identify import Role
@@ -57,9 +58,12 @@ from hxd.daemon.rollout.record import Record, fingerprint
 from hxd.daemon.rollout.rollouts import Means, Rollouts
 from hxd.daemon.rollout.validation import Means as Trying
 from hxd.daemon.rollout.validation import Validation
+from hxd.daemon.store.faults import Corrupt, StoreError
 from hxd.daemon.store.keys import KeyFileError, KeyStore
+from hxd.daemon.store.label_cache import LabelCache
 from hxd.daemon.store.sources import Choice, Source, SourceError, stored_name
 from hxd.daemon.store.stores import Stores
+from hxd.daemon.store.version import Version
 from hxd.daemon.supervise import variants
 from hxd.daemon.supervise.cores import Cores
 from hxd.daemon.supervise.courtesy import Courtesy
@@ -270,8 +274,22 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             "Workers that wait, without a model, to replace one that dies.",
             lambda: len(workers.reserve),
         )
+        labels = LabelCache(
+            stores.models,
+            lambda: [
+                (name, held.name)
+                for name, deployment in served.items()
+                if (held := deployment.current.source.held) is not None
+            ],
+        )
+        events.listeners.append(lambda event: labels.touch())
         catalog = Catalog(
-            served, status.refused, int(clock.wall()), flatten(config.routes), metrics.fell_back
+            served,
+            status.refused,
+            int(clock.wall()),
+            flatten(config.routes),
+            metrics.fell_back,
+            labels.of,
         )
         setting = Setting(clock, metrics, supervisor, poison, rng)
         rollouts = Rollouts(
@@ -295,7 +313,8 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         traffic = Traffic()
         front = Front(live, inspection.keys, metrics, clock, traffic)
         abilities = Abilities(catalog, supervisor)
-        generation = Generation(abilities, setting, live)
+        feedback = Feedback(rollouts.feedback, live)
+        generation = Generation(abilities, setting, live, feedback)
         embeddings = Embeddings(abilities, setting, live)
         tokenization = Tokenization(abilities, setting, live)
         prober = Prober(releases.rosters, supervisor, clock)
@@ -333,7 +352,9 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         validation = Validation(Trying(supervisor, releases, room, setting, clock))
         store_jobs = StoreJobs(live, stores, operations, validation, relabel)
         store_api = StoreApi(operations, store_jobs, jobs, relabel, rollouts, served, events)
-        entries = routes(generation, embeddings, tokenization, admin, rollout_api, store_api)
+        entries = routes(
+            generation, embeddings, tokenization, feedback, admin, rollout_api, store_api
+        )
         plugin_watch = PluginWatch(
             lambda: [source.plugin for source in rollouts.in_use()],
             stores.plugins.recheck,
@@ -355,7 +376,7 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             rollouts,
             reconfiguration,
             events,
-            (prober.run, herald.run, events.run, plugin_watch.run),
+            (prober.run, herald.run, events.run, rollouts.guard, plugin_watch.run, labels.run),
             config.listen.http.host,
             port,
         )
@@ -378,6 +399,9 @@ def _store_means(live: Live, stores: Stores) -> tuple[Any, ...]:
     async def resolve(model: str, choice: Choice) -> Source:
         return await asyncio.to_thread(lambda: stores.resolver(live.config).one(model, choice))
 
+    async def others(model: str) -> list[Choice]:
+        return await asyncio.to_thread(lambda: list(stores.resolver(live.config).others(model)))
+
     async def golden(source: Source) -> Golden | None:
         data = await asyncio.to_thread(stores.golden, source)
         try:
@@ -391,17 +415,29 @@ def _store_means(live: Live, stores: Stores) -> tuple[Any, ...]:
             await asyncio.to_thread(stores.models.set_label, held.name, label, held.number)
 
     async def condemn(source: Source, why: str) -> None:
-        held = source.held
-        if held is not None:
-            await asyncio.to_thread(stores.models.quarantine, held.name, held.number, why)
+        if source.held is not None:
+            await asyncio.to_thread(_condemn, stores, source.held, source.stored, why)
 
-    return configured, shelf, resolve, golden, label, condemn
+    return configured, shelf, resolve, others, golden, label, condemn
+
+
+def _condemn(stores: Stores, held: Version, variant: str, why: str) -> None:
+    """In quarantine for what it did; or for its bytes, where mending them is enough."""
+    try:
+        stores.models.ensure(held, variant)
+    except Corrupt as error:
+        stores.models.quarantine(held.name, held.number, str(error), cause="bytes")
+    except StoreError:
+        pass  # It is there already.
+    else:
+        stores.models.quarantine(held.name, held.number, why)
 
 
 def routes(
     generation: Generation,
     embeddings: Embeddings,
     tokenization: Tokenization,
+    feedback: Feedback,
     admin: AdminApi,
     rollout: RolloutApi,
     store: StoreApi,
@@ -417,6 +453,7 @@ def routes(
         Entry("POST", "/rerank", user, embeddings.rerank, work=True),
         Entry("POST", "/tokenize", user, tokenization.tokenize, work=True),
         Entry("POST", "/detokenize", user, tokenization.detokenize, work=True),
+        Entry("POST", "/v1/feedback", user, feedback.say),
         Entry("GET", "/v1/models", user, admin.models),
         Entry("GET", "/v1/models/{id:.+}", user, admin.model),
         Entry("GET", "/livez", None, admin.livez),
@@ -486,15 +523,14 @@ async def _listen_admin(live: Live, app: web.Application, stack: contextlib.Asyn
     config = live.config
     path = config.paths.runtime / ADMIN_SOCKET
     runner = await _runner(live, app, stack)
-    before = os.umask(0o177)
     try:
+        # The folder lets nobody else in; a umask would hold for the files of other threads too.
         await web.UnixSite(runner, path, shutdown_timeout=1.0).start()
+        path.chmod(0o600)
     except OSError as error:
         raise ConfigError(
             [f"{config.origin}: paths.runtime: can't listen on {path}: {error.strerror or error}"]
         ) from None
-    finally:
-        os.umask(before)
     stack.callback(path.unlink, missing_ok=True)
 
 

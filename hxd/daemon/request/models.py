@@ -87,7 +87,8 @@ class Catalog:
             [
                 f"{deployment.name}:{served.source.variant}@{served.source.version}"
                 for served in deployment.releases()
-            ],
+            ]
+            + [name for name in (*self.served, *self.routes) if name != deployment.name],
         )
 
     def list(self) -> dict[str, Any]:
