@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import random
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -523,10 +524,12 @@ async def _listen_admin(live: Live, app: web.Application, stack: contextlib.Asyn
     config = live.config
     path = config.paths.runtime / ADMIN_SOCKET
     runner = await _runner(live, app, stack)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        # The folder lets nobody else in; a umask would hold for the files of other threads too.
-        await web.UnixSite(runner, path, shutdown_timeout=1.0).start()
-        path.chmod(0o600)
+        # Linux gives the file the socket's own mode; a umask would hold for other threads too.
+        os.fchmod(listener.fileno(), 0o600)
+        listener.bind(str(path))
+        await web.SockSite(runner, listener, shutdown_timeout=1.0).start()
     except OSError as error:
         raise ConfigError(
             [f"{config.origin}: paths.runtime: can't listen on {path}: {error.strerror or error}"]
