@@ -1,0 +1,245 @@
+"""Versions change while clients ask: no request fails, every answer is one version's and says whose
+it is, and a version that turns out bad is gone before anybody has noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.embedding import MINILM
+from tests.failover import CHAT, KILL
+from tests.rollouts import (
+    DEMO,
+    TELLING,
+    Clients,
+    admin,
+    ask_little,
+    begin,
+    hxctl,
+    in_phase,
+    over,
+    replicas,
+    rollback,
+    settled,
+    swap,
+    telling,
+    version_of,
+)
+from tests.support import Daemon, chat, echo, post, running, write_config
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MODEL = """
+[models.hxd-demo]
+source = "builtin:demo"
+replicas = {replicas}
+slots = 8
+threads = 1
+grace = "{grace}"
+"""
+EMBEDS = f"""
+[models.minilm]
+source = "{MINILM}"
+threads = 1
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def demo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Daemon]:
+    """The demo with two workers, another model that makes embeddings, and an echo."""
+    folder = tmp_path_factory.mktemp("swap")
+    ask_little(folder / "state")
+    models = MODEL.format(replicas=2, grace="60s") + echo()
+    models += EMBEDS if MINILM.exists() else ""
+    async with running(write_config(folder, models)) as daemon:
+        yield daemon
+
+
+async def answers(daemon: Daemon, reference: str) -> set[str]:
+    """Which versions answer, by header and by what they say."""
+    found = set()
+    for text, one, two in TELLING[:2]:
+        body = chat(reference, text, temperature=0, max_tokens=40)
+        status, answer, headers = await post(daemon.url + CHAT, body)
+        assert status == 200, answer
+        said = answer["choices"][0]["message"]["content"]
+        by = {one: "1", two: "2"}[said]
+        assert headers["x-hxd-version"] == by == str(answer["hxd"]["version"])
+        found.add(version_of(headers))
+    return found
+
+
+async def test_by_number_and_back_with_what_hxctl_says(demo: Daemon) -> None:
+    assert await answers(demo, DEMO) == {"f16@2"}
+    done = await hxctl(demo, "swap", DEMO, "1")
+    assert (done.code, done.out.startswith(f"{DEMO} serves {DEMO}:f16@1")) == (0, True), done
+    assert [line.split()[0] for line in done.err.splitlines()][-3:] == [
+        *("validating", "promoting", "done"),
+    ]
+    assert await answers(demo, DEMO) == {"f16@1"}
+    # The one before is still there: nothing is loaded to go back.
+    assert len(await settled(demo, DEMO, 4)) == 4
+    back = await hxctl(demo, "rollback", DEMO)
+    assert (back.code, "loading" in back.err) == (0, False), back
+    assert await answers(demo, DEMO) == {"f16@2"}
+
+
+async def test_by_variant_by_label_and_by_both_at_once(demo: Daemon) -> None:
+    label = await hxctl(demo, "label", DEMO, "prod", "1")
+    assert label.code == 0, label
+    for asked, release in [("q8_0", "q8_0@2"), ("prod", "q8_0@1"), ("f16@2", "f16@2")]:
+        done = await swap(demo, DEMO, asked)
+        assert (done["phase"], f":{release} " in done["to"]) == ("done", True), done
+        assert await answers(demo, DEMO) == {release}
+    for release in ("q8_0@1", "q8_0@2", "f16@2"):
+        assert (await rollback(demo, DEMO))["phase"] == "done"
+        assert await answers(demo, DEMO) == {release}
+    status, error = await admin(demo, "POST", "rollback", {"model": DEMO})
+    assert (status, error["error"]["code"]) == (409, "nothing_to_roll_back_to")
+
+
+async def test_to_what_serves_already_is_done_at_once(demo: Daemon) -> None:
+    before = await replicas(demo, DEMO)
+    for asked in (2, "f16", "f16@2", "stable"):
+        done = await swap(demo, DEMO, asked)
+        assert [step["phase"] for step in done["steps"]] == ["promoting", "done"]
+    assert {row["pid"] for row in before} <= {row["pid"] for row in await replicas(demo, DEMO)}
+    status, error = await admin(
+        demo, "POST", "rollouts", {"model": DEMO, "version": 2, "canary": 0.5}
+    )
+    assert (status, error["error"]["code"]) == (409, "already_served")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        ({"version": 99}, 400, "99"),
+        ({"version": "nowhere"}, 404, "nowhere"),
+        ({"version": "q4_k_x"}, 404, "q4_k_x"),
+        ({"version": "q9_9@2"}, 400, "q9_9"),
+        ({"version": "q8_0@nowhere"}, 404, "nowhere"),
+        ({"version": "9" * 200}, 404, "999"),
+        ({"version": "../../etc"}, 404, "etc"),
+        ({"plugin": "nobody@1.0"}, 400, "nobody"),
+        ({"plugin": "echo"}, 400, "echo"),
+        ({"version": 1, "mode": "brave"}, 400, "mode"),
+        ({"version": 1, "canary": "110%"}, 400, "canary"),
+        ({"version": 1, "canary": 0}, 400, "canary"),
+        ({"version": 1, "ab": True}, 400, "ab"),
+        ({"version": 1, "canary": 0.1, "time": "soon"}, 400, "time"),
+        ({"version": 1, "canary": 0.1, "at_least": -1}, 400, "at_least"),
+        ({"version": 1, "sticky": "glue"}, 400, "sticky"),
+        ({}, 400, "version"),
+        ({"version": 1, "unknown": 1}, 400, "unknown"),
+        ({"version": [1]}, 400, "version"),
+        ({"model": "nobody", "version": 1}, 404, "nobody"),
+    ],
+)
+async def test_what_is_not_there_is_refused_in_words_and_changes_nothing(
+    demo: Daemon, arguments: dict[str, Any], status: int, says: str
+) -> None:
+    found, error = await admin(demo, "POST", "rollouts", {"model": DEMO, **arguments})
+    assert (found, says in error["error"]["message"]) == (status, True), error
+    assert (await swap(demo, DEMO, 2))["phase"] == "done"
+
+
+async def test_hxctl_ends_with_1_for_what_is_not_there(demo: Daemon) -> None:
+    for arguments in ((DEMO, "99"), (DEMO, "nowhere"), ("nobody", "1")):
+        said = await hxctl(demo, "swap", *arguments)
+        assert (said.code, arguments[-1] in said.err or arguments[0] in said.err) == (1, True)
+
+
+async def test_a_second_rollout_is_told_to_wait_and_a_rollback_takes_the_first_back(
+    demo: Daemon,
+) -> None:
+    first = await begin(demo, DEMO, "q8_0@1")
+    status, error = await admin(demo, "POST", "rollouts", {"model": DEMO, "version": 2})
+    assert (status, error["error"]["code"]) == (409, "rollout_running")
+    said = await hxctl(demo, "swap", DEMO, "1")
+    assert (said.code, "rollback" in said.err) == (75, True), said
+    back = await hxctl(demo, "rollback", DEMO)
+    assert (back.code, "rolled back" in back.out) == (0, True), back
+    row = await over(demo, first)
+    assert (row["phase"], row["reason"]) == ("rolled_back", "rolled back by an operator")
+    assert await answers(demo, DEMO) == {"f16@2"}
+    # Another model is not concerned.
+    await swap(demo, "echo", None, plugin="echo")
+
+
+async def test_each_release_that_lives_is_asked_by_its_name(demo: Daemon) -> None:
+    await hxctl(demo, "label", DEMO, "prod", "1")
+    await swap(demo, DEMO, "q8_0@1")
+    trial = await begin(demo, DEMO, "f16@2", canary=0.01, time=600)
+    await in_phase(demo, trial, "trial")
+    for reference, release in {
+        DEMO: "q8_0@1",
+        f"{DEMO}@stable": "q8_0@1",
+        f"{DEMO}@canary": "f16@2",
+        f"{DEMO}@1": "q8_0@1",
+        f"{DEMO}@2": "f16@2",
+        f"{DEMO}@prod": "q8_0@1",
+        f"{DEMO}:q8_0": "q8_0@1",
+        f"{DEMO}:q8_0@1": "q8_0@1",
+        f"{DEMO}:f16@2": "f16@2",
+    }.items():
+        assert await answers(demo, reference) == {release}, reference
+    for reference in (f"{DEMO}:f16", f"{DEMO}@3", f"{DEMO}:q4_0@2", f"{DEMO}@nobody"):
+        status, error, _ = await post(demo.url + CHAT, chat(reference, "?"))
+        assert (status, error["error"]["code"]) == (404, "model_not_found"), reference
+    await rollback(demo, DEMO)
+    status, _, _ = await post(demo.url + CHAT, chat(f"{DEMO}@canary", "?"))
+    assert status == 404
+    assert (await swap(demo, DEMO, "f16@2"))["phase"] == "done"
+
+
+EMBEDDINGS = ("/v1/embeddings", {"model": "minilm", "input": ["a text", "another text"]})
+
+
+async def test_no_request_of_20_clients_fails_while_versions_come_and_go(demo: Daemon) -> None:
+    others = [EMBEDDINGS] if MINILM.exists() else []
+    clients = Clients(demo, DEMO, telling())
+    async with clients.asking(20, *others) as seen:
+        for asked in (1, None, "q8_0", None, 1, "f16@2"):
+            done = await (rollback(demo, DEMO) if asked is None else swap(demo, DEMO, asked))
+            assert done["phase"] == "done", done
+    seen.check()
+    assert {"f16@1", "f16@2", "q8_0@2"} <= seen.answers.keys(), seen.answers
+
+
+async def test_nor_while_workers_are_killed_meanwhile(demo: Daemon) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed={seed}")  # noqa: T201 - so that a failure can be seen again
+    choice, clients, killing = random.Random(seed), Clients(demo, DEMO, telling()), True
+    clients.mixed_allowed = True
+
+    async def kill() -> int:
+        count = 0
+        while killing:
+            before = clients.seen.answers.total()
+            pids = [row["pid"] for row in await replicas(demo, DEMO) if row["pid"]]
+            if pids:
+                try:
+                    os.kill(choice.choice(pids), KILL)
+                except ProcessLookupError:
+                    continue
+                count += 1
+            async with asyncio.timeout(60):
+                while killing and clients.seen.answers.total() < before + 25:
+                    await asyncio.sleep(0.01)
+        return count
+
+    async with clients.asking(10) as seen:
+        killer = asyncio.create_task(kill())
+        for asked in (1, None, 1, 2):
+            done = await (rollback(demo, DEMO) if asked is None else swap(demo, DEMO, asked))
+            assert done["phase"] == "done", done
+        killing = False
+        kills = await killer
+    seen.check()
+    assert kills > 3
