@@ -14,11 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MAX_TENSORS = 1 << 17
+MAX_TENSORS = 1 << 15
 MAX_METADATA = 1 << 14
 MAX_ARRAY = 1 << 22
 MAX_KEY = 1 << 10
 MAX_STRING = 1 << 22
+# Strings in all arrays together; the largest vocabularies have a quarter of a million tokens and
+# twice as many merges. Each takes some time to step over.
+MAX_STRINGS = 1 << 21
+AHEAD = 1 << 20
 
 SCALARS = {
     0: struct.Struct("<B"),
@@ -118,6 +122,7 @@ class Cursor:
         self.file = file
         self.size = os.fstat(file.fileno()).st_size
         self.at = 0
+        self.strings = 0
 
     def take(self, form: struct.Struct) -> Any:
         (value,) = form.unpack(self.read(form.size))
@@ -138,6 +143,39 @@ class Cursor:
         self.at += count
         self.file.seek(count, io.SEEK_CUR)
 
+    def skip_strings(self, count: int) -> None:
+        """Over that many strings, each with its length before it: many, so in large reads."""
+        self.strings += count
+        if self.strings > MAX_STRINGS:
+            raise ModelFileError(f"over {MAX_STRINGS} strings in the header's arrays")
+        data, place, length_of = b"", 0, U64.unpack_from
+        for _ in range(count):
+            if len(data) - place < U64.size:
+                self.at -= len(data) - place
+                data, place = self._ahead(), 0
+            (length,) = length_of(data, place)
+            place += U64.size + length
+            if place > len(data):
+                self._forward(place - len(data))
+                data, place = b"", 0
+        # What was read and not used is read again.
+        self.at -= len(data) - place
+        self.file.seek(self.at)
+
+    def _ahead(self) -> bytes:
+        """From the end of what was used; `at` is the end of what was read."""
+        self.file.seek(self.at)
+        data = self.file.read(AHEAD)
+        if len(data) < U64.size:
+            raise ModelFileError("truncated: the file is cut off inside its header")
+        self.at += len(data)
+        return data
+
+    def _forward(self, count: int) -> None:
+        if count > self.size - self.at:
+            raise ModelFileError("truncated: the file is cut off inside its header")
+        self.at += count
+
     def text(self, limit: int) -> str:
         length = self.take(U64)
         if length > limit:
@@ -157,8 +195,7 @@ class Cursor:
         if element in SCALARS:
             self.skip(count * SCALARS[element].size)
         elif element == STRING:
-            for _ in range(count):
-                self.skip(self.take(U64))
+            self.skip_strings(count)
         else:
             raise ModelFileError(f"an array of unknown type {element} in the header")
         return range(count)
