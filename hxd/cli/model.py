@@ -19,6 +19,7 @@ from hxd.cli.progress import cancel
 from hxd.cli.rollout import follow as follow_rollout
 from hxd.cli.store import Body, Offline, Online, Store
 
+HUB = "https://huggingface.co"
 _FileOrFolder = click.Path(path_type=Path)
 _wait_option = click.option(
     "--wait/--no-wait", default=True, help="Wait for the end, or print the job and go."
@@ -158,8 +159,7 @@ def pull(
     asked for again. What arrives is checked as hxctl model import does.
     """
     body: Body = {"url": url, "allow_http": allow_http}
-    environment = {"endpoint": "HF_ENDPOINT", "token": "HF_TOKEN"}
-    body |= {key: os.environ[one] for key, one in environment.items() if os.environ.get(one)}
+    body |= _for_hub(url)
     body |= {key: one for key, one in (("name", name), ("sha256", sha256)) if one is not None}
     body |= _incoming(labels, golden, description, no_validate, force)
     _came(store, store.work("pull", body, wait=wait), wait)
@@ -519,6 +519,15 @@ def job_cancel(client: Client, id: str) -> None:
     found = cancel(client, id)
     if client.as_json:
         click.echo(json.dumps(found, indent=2))
+
+
+def _for_hub(url: str) -> Body:
+    """HF_ENDPOINT and HF_TOKEN, where they are set here. A token goes nowhere without need."""
+    endpoint, token = os.environ.get("HF_ENDPOINT"), os.environ.get("HF_TOKEN")
+    found: Body = {"endpoint": endpoint} if endpoint else {}
+    if token and url.startswith(("hf:", endpoint or HUB)):
+        found["token"] = token
+    return found
 
 
 def _incoming(

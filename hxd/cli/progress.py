@@ -21,7 +21,8 @@ from rich.progress import (
 
 from hxd.cli.client import Client
 
-POLL = 0.2  # seconds
+# Seconds between two looks: short work is not waited for longer than it takes.
+FIRST_POLL, POLL = 0.02, 0.2
 EXIT_INTERRUPTED = 130
 _OVER = ("done", "failed", "cancelled")
 # A job stops within a second or so; one whose disk hangs must not keep the terminal.
@@ -79,9 +80,11 @@ def follow(client: Client, job: dict[str, Any]) -> dict[str, Any]:
     title = f"{job['kind']} {job['subject']}".rstrip()
     with Meter(title, quiet=client.as_json) as meter:
         try:
+            pause = FIRST_POLL
             while job["state"] not in _OVER:
                 meter.told(job["step"], job["done"], job["total"])
-                time.sleep(POLL)
+                time.sleep(pause)
+                pause = min(POLL, 1.5 * pause)
                 job = look(client, job["id"])
         except KeyboardInterrupt:
             cancel(client, job["id"])

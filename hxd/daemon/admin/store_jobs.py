@@ -147,6 +147,7 @@ class StoreJobs:
             plugin = await to_its_end(
                 self._stores.catalog(self._live.config).choose, settings.plugin, "gguf"
             )
+            work.check()
             await quantize(plugin, file, target, str(variant), told, memory_for(size))
         except (PrepareError, PluginError) as error:
             raise BackendError(str(error)) from None

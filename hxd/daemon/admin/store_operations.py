@@ -6,6 +6,7 @@ Names, labels, references and paths become their types here, before any file is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -154,7 +155,8 @@ class Operations:
         found = doctor.examine(self.library, work, deep=not ask.quick)
         cures = []
         if not ask.dry_run:
-            fetch = refetch.into(self.library) if ask.pull else None
+            known = os.environ.get("HF_ENDPOINT"), os.environ.get("HF_TOKEN")
+            fetch = refetch.into(self.library, *known) if ask.pull else None
             cures = doctor.mend(self.library, found, work, backup=saved, fetch=fetch)
         return {
             "whole": all(cure.done for cure in cures) if not ask.dry_run else not found,
