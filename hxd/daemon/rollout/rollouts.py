@@ -48,7 +48,6 @@ FATAL_DEATHS = 2
 COMING_UP = 3600.0
 YIELD_BOUND = 120.0  # seconds beyond the drain in which the old release must be gone
 MOST_ATTEMPTS = 3
-GUARD_EVERY = 1.0  # seconds
 # Golden prompts that a version answers before it is let in; a trial asks the rest of them.
 FIRST_PROMPTS = 64
 
@@ -223,10 +222,10 @@ class Rollouts:
                 await self._label(deployment.current.source)
 
     async def guard(self) -> None:
-        """Looks for models whose version dies again and again, long after it came into service, or
-        since the start; never ends by itself."""
+        """Looks for models whose version dies again and again, or may not start, long after it came
+        into service or since the start; never ends by itself."""
         while True:
-            await self._means.clock.sleep(GUARD_EVERY)
+            await self._turn()
             for deployment in list(self._means.deployments.values()):
                 if deployment.name not in self._running and self._lost(deployment.current):
                     await self._rescue(deployment)
@@ -238,7 +237,10 @@ class Rollouts:
             served.source.key not in self._given_up
             and bool(replicas)
             and not any(replica.takes for replica in replicas)
-            and all(replica.restart.crash_loop(now, None) for replica in replicas)
+            and (
+                all(replica.restart.crash_loop(now, None) for replica in replicas)
+                or all(replica.barred and replica.state is State.FAILED for replica in replicas)
+            )
         )
 
     async def _rescue(self, deployment: Deployment) -> None:
@@ -246,7 +248,7 @@ class Rollouts:
         model, source = deployment.name, deployment.current.source
         self._given_up.add(source.key)
         problems = "; ".join(self._means.supervisor.problems(source.key)) or "it gave no reason"
-        why = f"by itself: its workers die again and again: {problems}"
+        why = f"by itself: its workers die: {problems}"
         for choice in (
             *reversed(self._deployed(model).former),
             *await self._means.others(model),

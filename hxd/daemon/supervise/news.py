@@ -11,8 +11,9 @@ from hxd.daemon.supervise.replica import Replica
 
 @dataclass(frozen=True)
 class Message:
-    """Something that happened to one generation of a replica. A time-out counts only `while_in`
-    the state that it limits. `outside`: a death that nothing in the worker was the cause of."""
+    """Something that happened to one generation of a replica. A time-out counts only `while_in` the
+    state that it limits. `outside`: a death that nothing in the worker was the cause of; `barred`:
+    it may not start, since what it would load or run is not what it should be."""
 
     replica: Replica
     generation: int
@@ -21,6 +22,7 @@ class Message:
     loaded: wire.Loaded | None = None
     while_in: State | None = None
     outside: bool = False
+    barred: bool = False
 
 
 @dataclass(frozen=True)

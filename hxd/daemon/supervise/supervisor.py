@@ -273,7 +273,7 @@ class Supervisor:
             replica.loaded = message.loaded
         if event is Event.WARMED or event is Event.DIED:
             replica.proven = event is Event.WARMED or old is State.READY
-            replica.blameless = message.outside
+            replica.blameless, replica.barred = message.outside, message.barred
         if event in (Event.START, Event.RESTART) or new not in ALIVE:
             replica.generation += 1
             replica.suspect, replica.vitals = False, None

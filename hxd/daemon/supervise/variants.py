@@ -19,7 +19,7 @@ from hxd.daemon.store.plugins import Plugin
 from hxd.daemon.store.sources import Source
 from hxd.daemon.supervise.quantizer import quantize
 from hxd.daemon.supervise.replica import Replica
-from hxd.daemon.supervise.workers import PrepareError
+from hxd.daemon.supervise.workers import Barred
 from hxd.pluginfile import PluginError
 
 TEMPORARY = ".part"
@@ -48,14 +48,14 @@ class Variants:
         return target
 
     def _check(self, source: Source) -> None:
-        """Raises `PrepareError` for bytes that are not what they were when they were accepted."""
+        """Raises `Barred` for bytes that are not what they were when they were accepted."""
         try:
             self._recheck(source.plugin)
             if source.held is not None:
                 version = self._library.version(source.held.name, source.held.number)
                 self._library.ensure(version, source.stored)
         except (PluginError, StoreError) as error:
-            raise PrepareError(str(error)) from None
+            raise Barred(str(error)) from None
 
     def _target(self, source: Source, file: Path) -> Path:
         found = file.stat()

@@ -73,8 +73,8 @@ class Workers:
         self._run(self._spawn(replica, replica.generation), f"spawn-{replica.id}")
 
     async def _spawn(self, replica: Replica, generation: int) -> None:
-        def died(why: str) -> None:
-            self._post(Message(replica, generation, Event.DIED, why))
+        def died(why: str, *, barred: bool = False) -> None:
+            self._post(Message(replica, generation, Event.DIED, why, barred=barred))
 
         previous = self._lives.get(replica.id)
         if previous is not None:
@@ -87,7 +87,7 @@ class Workers:
             spare = await self.reserve.take(program)
             worker = spare.worker if spare else await WorkerProcess.spawn(program, voice)
         except PrepareError as error:
-            died(str(error))
+            died(str(error), barred=isinstance(error, Barred))
             return
         except Exception as error:  # whatever it was, the replica must not stay in STARTING
             log.exception("replica=%s can't be started", replica.id)
@@ -284,6 +284,10 @@ def first_request(capabilities: Collection[str]) -> wire.Request:
 
 class PrepareError(Exception):
     """The file that a replica should load can't be made."""
+
+
+class Barred(PrepareError):
+    """The file or the plugin is not what it was when it was accepted."""
 
 
 class _Voice:
