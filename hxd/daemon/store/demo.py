@@ -28,6 +28,11 @@ def folder() -> Path:
     return Path(__file__).parents[2] / "demo"
 
 
+def owns(file: Path) -> bool:
+    """Whether it is one of the package's own model files."""
+    return file.resolve().is_relative_to(folder().resolve())
+
+
 def is_builtin(source: str) -> bool:
     return source.startswith("builtin:")
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import tomli_w
 
-from hxd.daemon.store import candidates, disk, findings, intake, quarantine
+from hxd.daemon.store import candidates, demo, disk, findings, intake, quarantine
 from hxd.daemon.store import labels as labelling
 from hxd.daemon.store import manifest as manifests
 from hxd.daemon.store.digests import Digests
@@ -119,6 +119,9 @@ class Library(Shelf):
             raise StoreError(f"{len(urls)} urls for {len(files)} files")
         found = candidates.check(files)
         kind = VariantName(found.variant if variant is None else variant)
+        if take == "share" and any(map(demo.owns, found.files)):
+            # What happens to the store's files must not happen to the package's.
+            take = "copy"
         places = dict(zip([file.resolve() for file in files], urls, strict=False))
         folder = self.workspace("stage")
         try:

@@ -5,6 +5,7 @@ Copied and never linked: what happens to the store's files must not happen to th
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -19,18 +20,25 @@ from hxd.daemon.store.labels import STABLE
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.reference import ModelName
 from hxd.daemon.store.work import Work
+from hxd.errors import HxdError
+
+log = logging.getLogger("hxd.store")
 
 NAME = ModelName(demo.NAME)
 
 
 def seed(library: Library) -> None:
-    """Where a version is missing; `stable` is set only where the model has no labels yet."""
+    """Where a version is missing; `stable` is set only where the model has no labels yet. A package
+    that is damaged, or a disk that is full, keeps nobody from being served."""
     folder = library.folder(NAME)
-    for source in sorted(demo.folder().glob("[0-9]*/manifest.toml")):
-        if not (folder / source.parent.name / manifests.FILE).exists():
-            _copy(library, source)
-    if not (folder / labelling.FILE).exists():
-        library.set_label(NAME, STABLE, demo.STABLE)
+    try:
+        for source in sorted(demo.folder().glob("[0-9]*/manifest.toml")):
+            if not (folder / source.parent.name / manifests.FILE).exists():
+                _copy(library, source)
+        if not (folder / labelling.FILE).exists():
+            library.set_label(NAME, STABLE, demo.STABLE)
+    except HxdError as error:
+        log.error("the demo model is not in the store: %s", error)
 
 
 def replace(library: Library, number: int) -> bool:
