@@ -181,14 +181,13 @@ class Supervisor:
         """A release beside those that there are. With `start` false its replicas wait, and are
         hoped for, until `start` is called."""
         for replica in self._enlist(source):
-            replica.reserved = not start
+            replica.reserved = True
             if start:
                 self.post(Message(replica, replica.generation, Event.START))
 
     def start(self, key: str) -> None:
         """Start a release that was added to wait, or that has been ended."""
         for replica in self.replicas[key]:
-            replica.reserved = False
             if replica.state is State.STOPPED:
                 self.post(Message(replica, replica.generation, Event.START))
 
@@ -216,7 +215,7 @@ class Supervisor:
             taken = {replica.place for replica in mates}
             places = [i for i in range(source.settings.replicas) if i not in taken]
             for place in places[:-surplus]:
-                replica = Replica(self._next_id(source), source, place)
+                replica = Replica(self._next_id(source), source, place, reserved=True)
                 self.replicas[source.key].append(replica)
                 self.post(Message(replica, replica.generation, Event.START))
         for replica in sorted(mates, key=lambda r: (r.takes, -r.place))[: max(0, surplus)]:
@@ -265,6 +264,8 @@ class Supervisor:
         replica.state, replica.since = new, now
         if old is State.READY or event is Event.START:
             replica.unready_since = now
+        if event is Event.START:
+            replica.reserved = False
         if new is State.FAILED:
             replica.problem = detail
         elif new in (State.READY, State.STOPPED):
