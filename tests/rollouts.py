@@ -24,7 +24,7 @@ from hxd.daemon.store.sources import Source
 from hxd.daemon.store.stores import Stores
 from hxd.daemon.store.work import Work
 from hxd.pluginfile import PluginFile
-from tests.failover import CHAT, COMPLETIONS, Answer, Body, Row, streamed
+from tests.failover import CHAT, COMPLETIONS, Answer, Body, Row, Tally, streamed
 from tests.plugin_packages import digests
 from tests.support import HXCTL, ROOT, Daemon, chat, post
 
@@ -134,6 +134,41 @@ async def rollback(daemon: Daemon, model: str) -> Row:
     return await over(daemon, row)
 
 
+@dataclass
+class Seen:
+    """What clients have seen: by release, how many answers; what was wrong; what went on with
+    another release, and said so."""
+
+    answers: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    mixed: int = 0
+    _tally: Tally = field(default_factory=Tally)
+
+    def count(self, what: str) -> None:
+        self.answers[what] += 1
+        self._tally.tick()
+
+    async def more(self, count: int) -> None:
+        """Wait for so many more answers."""
+        async with asyncio.timeout(PATIENCE):
+            await self._tally.more(count)
+
+    def check(self) -> None:
+        assert not self.wrong, f"{len(self.wrong)} wrong of {self.answers}: {self.wrong[:5]}"
+        assert self.answers
+
+
+async def taken_back(daemon: Daemon, model: str, rollout: Row) -> Row:
+    """The rollout that took `rollout` back by itself, once that is over."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            row = next(row for row in await rollouts(daemon) if row["model"] == model)
+            if row["id"] != rollout["id"] and row["phase"] in OVER:
+                assert row["phase"] == "done", row
+                return row
+            await asyncio.sleep(0.01)
+
+
 async def events(daemon: Daemon, subject: str, kind: str = "rollout") -> list[Row]:
     _, found = await admin(daemon, "GET", f"events?subject={subject}")
     return [event for event in found if event["kind"] == kind]
@@ -193,20 +228,6 @@ def version_of(headers: dict[str, str]) -> str:
     return f"{headers['x-hxd-variant']}@{headers['x-hxd-version']}"
 
 
-@dataclass
-class Seen:
-    """What clients have seen: by release, how many answers; what was wrong; what went on with
-    another release, and said so."""
-
-    answers: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    mixed: int = 0
-
-    def check(self) -> None:
-        assert not self.wrong, f"{len(self.wrong)} wrong of {self.answers}: {self.wrong[:5]}"
-        assert self.answers
-
-
 class Clients:
     """Ask one model in several ways until they are told to stop. `right` gives, for the prompt with
     a number, what each release (`VARIANT@VERSION`) answers to it."""
@@ -224,7 +245,7 @@ class Clients:
             yield chat(self._model, text, temperature=0, max_tokens=40), right
 
     def _judge(self, texts: list[str], right: dict[str, str], release: str, hxd: Row) -> None:
-        self.seen.answers[release] += 1
+        self.seen.count(release)
         said = f"{hxd['variant']}@{hxd['version']}"
         versions = hxd.get("versions", [])
         if versions:
@@ -271,7 +292,7 @@ class Clients:
 
     async def _posts(self, path: str, body: Body) -> None:
         status, answer, _ = await post(self._daemon.url + path, body)
-        self.seen.answers[path] += 1
+        self.seen.count(path)
         if status != 200:
             self.seen.wrong.append(f"{path}: {status} {answer}")
 
@@ -379,6 +400,20 @@ def client(self, sequence):
     if Parrot.asked == 3:
         os.kill(os.getpid(), signal.SIGSEGV)
 """
+FAILS_WHEN_ASKED = """
+def client(self, sequence):
+    raise RuntimeError("not today")
+"""
+HANGS_WHEN_ASKED = """
+def client(self, sequence):
+    if Parrot.asked == 3:
+        os.kill(os.getpid(), signal.SIGSTOP)
+"""
+IS_SLOW_TO_LOAD = """
+def load(self, request):
+    time.sleep(0.8)
+    return super().load(request)
+"""
 FAILS_A_FIFTH = """
 def client(self, sequence):
     if Parrot.asked % 5 == 0:
@@ -398,6 +433,24 @@ SPEAKS_ANOTHER_LANGUAGE = """
 def load(self, request):
     return ModelInfo(request.context, "other bytes", "{{ messages[-1].content }}")
 """
+
+
+class Visitors(Clients):
+    """Clients of a parrot, whose versions have one number: its answers begin with what they are."""
+
+    def __init__(self, daemon: Daemon, *versions: str, model: str = BIRD) -> None:
+        # Few prompts, so that many requests are the same: nobody shall suffer for another.
+        prompts = [f"client {number}" for number in range(3)]
+        right = [{version: f"{version} {prompt}" for version in versions} for prompt in prompts]
+        super().__init__(daemon, model, list(zip(prompts, right, strict=True)))
+
+    def _judge(self, texts: list[str], right: dict[str, str], release: str, hxd: Row) -> None:
+        for text in texts:
+            version = text.partition(" ")[0]
+            self.seen.count(version)
+            if text != right.get(version):
+                self.seen.wrong.append(f"{text!r}, not one of {right}")
+        self.seen.mixed += "versions" in hxd
 
 
 def parrot(home: Path, version: str, more: str = GOOD) -> Path:

@@ -4,8 +4,10 @@ it is, and a version that turns out bad is gone before anybody has noticed."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,19 +17,35 @@ import pytest_asyncio
 from tests.embedding import MINILM
 from tests.failover import CHAT, KILL
 from tests.rollouts import (
+    BIRD,
+    CRASHES_AT_LOAD,
+    CRASHES_AT_THE_THIRD,
+    CRASHES_WHEN_ASKED,
     DEMO,
+    FAILS_WHEN_ASKED,
+    GOOD,
+    HANGS_AT_LOAD,
+    HANGS_WHEN_ASKED,
+    IS_SLOW_TO_LOAD,
+    PLUGIN,
+    SPEAKS_ANOTHER_LANGUAGE,
+    TALKS_GARBAGE,
     TELLING,
     Clients,
+    Visitors,
     admin,
     ask_little,
     begin,
+    event,
     hxctl,
     in_phase,
+    install,
     over,
     replicas,
     rollback,
     settled,
     swap,
+    taken_back,
     telling,
     version_of,
 )
@@ -215,23 +233,17 @@ async def test_no_request_of_20_clients_fails_while_versions_come_and_go(demo: D
 async def test_nor_while_workers_are_killed_meanwhile(demo: Daemon) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed={seed}")  # noqa: T201 - so that a failure can be seen again
-    choice, clients, killing = random.Random(seed), Clients(demo, DEMO, telling()), True
+    choice, clients, ended = random.Random(seed), Clients(demo, DEMO, telling()), asyncio.Event()
     clients.mixed_allowed = True
 
     async def kill() -> int:
         count = 0
-        while killing:
-            before = clients.seen.answers.total()
+        while not ended.is_set():
             pids = [row["pid"] for row in await replicas(demo, DEMO) if row["pid"]]
-            if pids:
-                try:
-                    os.kill(choice.choice(pids), KILL)
-                except ProcessLookupError:
-                    continue
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(choice.choice(pids), KILL)
                 count += 1
-            async with asyncio.timeout(60):
-                while killing and clients.seen.answers.total() < before + 25:
-                    await asyncio.sleep(0.01)
+            await clients.seen.more(25)
         return count
 
     async with clients.asking(10) as seen:
@@ -239,7 +251,122 @@ async def test_nor_while_workers_are_killed_meanwhile(demo: Daemon) -> None:
         for asked in (1, None, 1, 2):
             done = await (rollback(demo, DEMO) if asked is None else swap(demo, DEMO, asked))
             assert done["phase"] == "done", done
-        killing = False
+        ended.set()
         kills = await killer
     seen.check()
     assert kills > 3
+
+
+# --- versions that turn out bad
+
+BIRDS = f"""
+[models.{BIRD}]
+plugin = "{PLUGIN}@1.0"
+replicas = 2
+slots = 8
+grace = "60s"
+load_time = "2s"
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def birds(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Daemon]:
+    folder = tmp_path_factory.mktemp("birds")
+    install(
+        folder / "state",
+        folder / "scratch",
+        v1_0=GOOD,
+        v2_0=GOOD,
+        v3_0=CRASHES_AT_LOAD,
+        v3_1=HANGS_AT_LOAD,
+        v3_2=CRASHES_WHEN_ASKED,
+        v3_3=TALKS_GARBAGE,
+        v4_0=CRASHES_AT_THE_THIRD,
+        v4_1=FAILS_WHEN_ASKED,
+        v4_2=HANGS_WHEN_ASKED,
+        v5_0=SPEAKS_ANOTHER_LANGUAGE,
+        v6_0=IS_SLOW_TO_LOAD,
+    )
+    async with running(write_config(folder, BIRDS, extra='[limits]\ndrain = "1s"\n')) as daemon:
+        yield daemon
+
+
+async def says(daemon: Daemon) -> str:
+    """The version of the bird in service."""
+    status, answer, _ = await post(daemon.url + CHAT, chat(BIRD, "who"))
+    assert status == 200, answer
+    return str(answer["choices"][0]["message"]["content"].removesuffix(" who"))
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        ("3.0", "its workers die.*SIGSEGV"),
+        ("3.1", "its workers die.*still loading after 2 s"),
+        ("3.2", "its workers die.*SIGSEGV"),
+        ("3.3", "0.0% of 8 golden prompts right"),
+    ],
+)
+async def test_what_does_not_come_up_or_answers_nonsense_never_meets_a_client(
+    birds: Daemon, version: str, reason: str
+) -> None:
+    before = await settled(birds, BIRD, 2)
+    clients = Visitors(birds, "1.0")
+    async with clients.asking(4) as seen:
+        done = await swap(birds, BIRD, None, plugin=f"{PLUGIN}@{version}")
+    seen.check()
+    assert done["phase"] == "rolled_back", done
+    assert re.search(reason, done["reason"]), done["reason"]
+    assert (await event(birds, BIRD, "rolled_back"))["subject"] == BIRD
+    # Who served so far still does, and nothing of the other is left.
+    after = await settled(birds, BIRD, 2)
+    assert [row["pid"] for row in after] == [row["pid"] for row in before]
+
+
+async def test_a_good_version_is_not_held_to_what_a_bad_one_did_to_its_prompts(
+    birds: Daemon,
+) -> None:
+    await swap(birds, BIRD, None, plugin=f"{PLUGIN}@3.2")
+    done = await swap(birds, BIRD, None, plugin=f"{PLUGIN}@2.0")
+    assert (done["phase"], await says(birds)) == ("done", "2.0"), done
+    assert done["notes"] == ["100.0% of 8 golden prompts right"]
+    await rollback(birds, BIRD)
+
+
+# One client after the other, the same prompts again and again, looks as if a prompt were to blame.
+@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("version", ["4.0", "4.1", "4.2"])
+async def test_what_breaks_under_its_clients_is_taken_back_and_they_never_know(
+    birds: Daemon, version: str, count: int
+) -> None:
+    assert await says(birds) == "1.0"
+    clients = Visitors(birds, "1.0", version)
+    async with clients.asking(count) as seen:
+        done = await swap(birds, BIRD, None, plugin=f"{PLUGIN}@{version}")
+        assert done["phase"] == "done", done
+        back = await taken_back(birds, BIRD, done)
+    assert "by itself" in back["why"]
+    seen.check()
+    # Nobody is refused for what the bad version did.
+    clients = Visitors(birds, "1.0")
+    async with clients.asking(8) as seen:
+        await seen.more(60)
+    seen.check()
+    await settled(birds, BIRD, 2)
+
+
+async def test_a_kill_from_outside_while_it_loads_is_not_its_fault(birds: Daemon) -> None:
+    known = {row["replica"] for row in await replicas(birds, BIRD)}
+    rollout = await begin(birds, BIRD, None, plugin=f"{PLUGIN}@6.0")
+    killed: set[int] = set()
+    async with asyncio.timeout(60):
+        while len(killed) < 3:
+            for row in await replicas(birds, BIRD):
+                new = row["replica"] not in known and row["pid"] not in killed
+                if new and row["pid"] and row["state"] == "loading":
+                    os.kill(row["pid"], KILL)
+                    killed.add(row["pid"])
+    done = await over(birds, rollout)
+    assert (done["phase"], await says(birds)) == ("done", "6.0"), done
+    assert (await rollback(birds, BIRD))["phase"] == "done"
+    assert await says(birds) == "1.0"

@@ -11,7 +11,7 @@ from hxd import wire
 from hxd.daemon.request.admit import Place
 from hxd.daemon.request.deployment import Served
 from hxd.daemon.request.strand import Said, Setting, Strand
-from hxd.errors import HxdError
+from hxd.errors import CallerError, HxdError
 
 # Which choice, what, and when in monotonic seconds.
 Arrival = tuple[int, Said, float]
@@ -79,9 +79,8 @@ class Call:
         Raises `HxdError` when a choice fails. Closing the iterator, or cancelling the task that
         reads it, cancels what still runs.
         """
-        for served in self.chain if len(self.setting.poison) else ():
-            for order in self.orders[:: self.choices_per_prompt]:
-                self.setting.poison.check(served.source.name, order)
+        if len(self.setting.poison):
+            self.chain = self._unharmed()
         gate = self.chain[0].gate
         places = gate.enter(len(self.orders))
         pending = len(self.orders)
@@ -122,6 +121,27 @@ class Call:
             gate.abandon([p for p, s in zip(places, self._strands, strict=True) if not s.began])
             for strand in self._strands:
                 strand.cancel()
+
+    def _unharmed(self) -> list[Served]:
+        """The chain, with another release of the same model in place of one that refuses this
+        request. Raises `CallerError` where there is none."""
+        chain: list[Served] = []
+        for served in self.chain:
+            try:
+                self._check(served)
+            except CallerError:
+                refuge = None if self.strict else served.refuge
+                if refuge is None:
+                    raise
+                self._check(refuge)
+                served = refuge
+            if served not in chain:
+                chain.append(served)
+        return chain
+
+    def _check(self, served: Served) -> None:
+        for order in self.orders[:: self.choices_per_prompt]:
+            self.setting.poison.check(served.source.key, order)
 
     async def _start_or_fail(self, index: int, place: Place) -> None:
         try:

@@ -70,10 +70,14 @@ class Inquiry(Generic[C]):
     def model(self) -> str:
         return self.served.source.name
 
+    @property
+    def key(self) -> str:
+        return self.served.source.key
+
     async def reply(self) -> Reply[C]:
         """Raises `HxdError`. Cancelling it cancels what the worker does."""
         if len(self.setting.poison):
-            self.setting.poison.check(self.model, self.frame(0))
+            self.setting.poison.check(self.key, self.frame(0))
         trail, clock, metrics = Trail(), self.setting.clock, self.setting.metrics
         asked = clock.now()
         avoid: str | None
@@ -95,7 +99,13 @@ class Inquiry(Generic[C]):
                 cause, avoid = died.lost.loss.value, None
                 if died.lost.loss in (Loss.CRASHED, Loss.STALLED):
                     self.served.report(Outcome(cause))
-                if self._proven(died.lost):
+                proven = self._proven(died.lost)
+                if died.lost.loss is Loss.CRASHED and (refuge := self.served.refuge) is not None:
+                    # Whether it was the question or this release, the other release will tell.
+                    if not died.lost.company:
+                        self.setting.poison.suspect(refuge.source.key, self.frame(0))
+                    raise error from None
+                if proven:
                     then = Next.POISON
             except Refused as refused:
                 then, error = trail.failed(), refused.error
@@ -105,13 +115,13 @@ class Inquiry(Generic[C]):
                 metrics.failover(self.model, "retry", lost[0])
             lost = cause, clock.now() if lost is None else lost[1]
             if then is not Next.POISON and len(self.setting.poison):
-                self.setting.poison.check(self.model, self.frame(0))
+                self.setting.poison.check(self.key, self.frame(0))
             lease = await self._again(then, trail, cause, avoid, error)
 
     def _proven(self, lost: Lost) -> bool:
         """Whether the question has ended a worker by itself, and not for the first time."""
         alone = lost.loss is Loss.CRASHED and not lost.company
-        return alone and self.setting.poison.suspect(self.model, self.frame(0))
+        return alone and self.setting.poison.suspect(self.key, self.frame(0))
 
     async def _again(
         self, then: Next, trail: Trail, cause: str, avoid: str | None, error: HxdError
@@ -128,7 +138,7 @@ class Inquiry(Generic[C]):
                 finally:
                     self.gate.budget.give_back()
             case Next.POISON:
-                setting.poison.add(self.model, self.frame(0))
+                setting.poison.add(self.key, self.frame(0))
                 setting.metrics.poisoned(self.model)
                 raise BackendError(
                     f"two workers ended while they served this request; {error}", code=POISONED
@@ -204,17 +214,18 @@ class Inquiry(Generic[C]):
 async def along(
     chain: Sequence[Served], ask: Callable[[Served], Awaitable[Reply[C]]]
 ) -> tuple[Served, Reply[C]]:
-    """The answer of the first release of the chain that can give one, and which that is; one that
-    is in service no more hands over to the one that is. Raises what the last one said."""
-    for served in chain[:-1]:
+    """The answer of the first release that can give one, and which that is: of the chain, then of
+    what is in service instead of one of them, or beside. Raises what the last one said."""
+    rest, asked = list(chain), set[str]()
+    while True:
+        served = rest.pop(0)
+        asked.add(served.source.key)
         try:
             return served, await ask(served)
-        except (Unavailable, BackendError):
-            continue
-    served = chain[-1]
-    try:
-        return served, await ask(served)
-    except (Unavailable, BackendError):
-        if served.successor is None:
-            raise
-        return served.successor, await ask(served.successor)
+        except (Unavailable, BackendError) as error:
+            if error.code == POISONED:
+                raise
+            rest += [one for one in (served.successor, served.refuge) if one is not None]
+            rest = [one for one in rest if one.source.key not in asked]
+            if not rest:
+                raise

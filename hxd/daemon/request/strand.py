@@ -286,21 +286,28 @@ class Strand:
         if lost.loss in (Loss.CRASHED, Loss.STALLED):
             self._report(lost.loss.value)
         if lost.loss is Loss.CRASHED:
-            self._blamed.add(model)
-            if not lost.company and self._setting.poison.suspect(model, self.order):
+            key, poison = self.served.source.key, self._setting.poison
+            self._blamed.add(key)
+            proven = not lost.company and poison.suspect(key, self.order)
+            if proven and (self._strict or self.served.refuge is None):
                 then = Next.POISON
-            elif then is not Next.POISON and self._gets_away(then):
+            if then is not Next.POISON and self._gets_away(then):
+                if proven:
+                    # It, or this release; what it does to the other one will tell.
+                    poison.add(key, self.order)
                 # A model with one worker has none to spare for it; a second death is the last.
                 alone = self.served.source.settings.replicas > 1
                 then = Next.ALONE if alone else Next.ELSEWHERE
+            elif proven:
+                then = Next.POISON
         why = f"the worker died: {lost.why}"
         match then:
             case Next.ELSEWHERE | Next.ALONE if self._can_go_on():
                 # Its replica may be had again: by then it is another process.
                 self._again(lost.loss.value, None, alone=then is Next.ALONE)
             case Next.POISON:
-                for model in self._blamed:
-                    self._setting.poison.add(model, self.order)
+                for key in self._blamed:
+                    self._setting.poison.add(key, self.order)
                 self._setting.metrics.poisoned(model)
                 self._end(
                     BackendError(
@@ -363,7 +370,7 @@ class Strand:
         self._lost = kind, cause, at
         if len(self._setting.poison):
             try:
-                self._setting.poison.check(self.served.source.name, self.order)
+                self._setting.poison.check(self.served.source.key, self.order)
             except HxdError as error:
                 # A twin of it has been found out meanwhile.
                 self._end(error)
