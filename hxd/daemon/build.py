@@ -192,6 +192,7 @@ class Daemon:
     workers: Workers
     rollouts: Rollouts
     reconfiguration: Reconfiguration
+    jobs: Jobs
     events: Events
     lasting: Sequence[Lasting]
     address: str
@@ -376,6 +377,7 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             workers,
             rollouts,
             reconfiguration,
+            jobs,
             events,
             (prober.run, herald.run, events.run, rollouts.guard, plugin_watch.run, labels.run),
             config.listen.http.host,

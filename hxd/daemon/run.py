@@ -90,6 +90,8 @@ async def _live(config: Config, inspection: Inspection, clock: Clock) -> None:
             await daemon.rollouts.settle()
             await daemon.rollouts.resume()
             await _until(stop.asked, supervising)
+            # First: one that tries a model would bring up a worker that nobody asks to end.
+            await daemon.jobs.aclose()
             await daemon.reconfiguration.aclose()
             await daemon.rollouts.aclose()
             await _drain(daemon, clock)

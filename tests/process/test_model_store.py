@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -21,6 +22,7 @@ from click.testing import CliRunner
 
 from hxd.cli.ctl import hxctl
 from tests import tiny
+from tests.embedding import MINILM, WIDTH, needs_minilm
 from tests.lying_server import Behaviour, Exchange, LyingServer, stall
 from tests.support import DEMO, HXCTL, ROOT, Daemon, chat, echo, get, post, running, write_config
 
@@ -185,6 +187,60 @@ async def test_a_file_that_no_worker_can_load_does_not_get_in(box: Daemon, tmp_p
     assert not (store(box) / "models/hollow").exists()
     _, replicas = await get(box.url + "/admin/v1/replicas")
     assert {replica["model"] for replica in replicas} == {"echo"}
+
+
+async def test_a_worker_that_is_killed_while_it_tries_a_model_ends_the_import(
+    box: Daemon,
+) -> None:
+    ask = {"path": str(ONE), "name": "unlucky"}
+    status, job, _ = await post(box.url + "/admin/v1/store/import", ask)
+    assert status == 202
+    while not (pids := await trying(box)):
+        pass
+    os.kill(pids[0], signal.SIGKILL)
+    while (ended := (await get(f"{box.url}/admin/v1/jobs/{job['id']}"))[1])["state"] == "running":
+        pass
+    assert ended["state"] == "failed"
+    assert "SIGKILL" in ended["error"]["message"]
+    assert not (store(box) / "models/unlucky").exists()
+    assert left_behind(box) == []
+
+
+async def test_a_trial_ends_with_its_job_and_with_the_daemon(tmp_path: Path) -> None:
+    async with light(tmp_path) as daemon:
+        jobs = []
+        for name in ("first", "second"):
+            ask = {"path": str(ONE), "name": name}
+            jobs.append((await post(daemon.url + "/admin/v1/store/import", ask))[1])
+        while not await trying(daemon):
+            pass
+        assert (await ctl(daemon, "job", "cancel", jobs[0]["id"])).body["state"] == "cancelled"
+        while not await trying(daemon):
+            pass
+        assert await daemon.stop() == 0
+        assert "job='import' reason='cancelled'" in daemon.log
+        assert not list((store(daemon) / "models").glob("*nd")) and left_behind(daemon) == []
+
+
+async def trying(daemon: Daemon) -> list[int]:
+    """Processes that try a model."""
+    _, replicas = await get(daemon.url + "/admin/v1/replicas")
+    return [one["pid"] for one in replicas if one["model"] == "(validation)" and one["pid"]]
+
+
+async def test_a_model_that_has_no_room_beside_the_others_is_taken_untried(tmp_path: Path) -> None:
+    config = write_config(tmp_path, echo(), extra='[memory]\nbudget = "1MiB"')
+    async with running(config, ready=False) as daemon:
+        done = (await model(daemon, "import", str(ONE), "--name", "large")).body
+        assert done["version"] == 1 and done["validation"]["loaded"] is False
+        assert "of the memory budget are left" in done["validation"]["why"]
+
+
+@needs_minilm
+async def test_a_model_for_vectors_is_tried_with_texts(box: Daemon) -> None:
+    found = (await model(box, "import", str(MINILM), "--name", "vectors")).body["validation"]
+    assert (found["loaded"], found["dimension"]) == (True, WIDTH)
+    assert found["prompt_tokens_per_second"] > 0 and "golden_asked" not in found
 
 
 async def test_golden_prompts_that_must_be_right_keep_a_model_out_unless_it_is_forced(
