@@ -606,9 +606,10 @@ class Rollouts:
             self._retire(deployment, candidate)
             if crashed:
                 await self._condemn(candidate.source, why)
+        # Before it is over: who waits for that may begin the next one at once.
+        await self._remember(rollout.model, pending=None)
         if rollout.running:
             self._step(rollout, Step.BACK, f"{describe(deployment.current)} serves")
-        await self._remember(rollout.model, pending=None)
         means.events.counts["rollout", "taken_back"] += 1
 
     def _bring_back(self, deployment: Deployment, rollout: Rollout) -> None:
