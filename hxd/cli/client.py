@@ -31,7 +31,16 @@ class Client:
 
     def call(self, method: str, path: str, body: Any = None, *, seconds: float = TIMEOUT) -> Any:
         """The daemon's answer; `seconds` is how long it may take."""
-        status, answer = asyncio.run(self._call(method, path, body, seconds))
+        return self.checked(*self.ask(method, path, body, seconds=seconds))
+
+    def ask(
+        self, method: str, path: str, body: Any = None, *, seconds: float = TIMEOUT
+    ) -> tuple[int, Any]:
+        """Status and answer, whether it says yes or no."""
+        return asyncio.run(self._call(method, path, body, seconds))
+
+    def checked(self, status: int, answer: Any) -> Any:
+        """The answer; prints and exits when it says no."""
         error = answer.get("error", {}) if isinstance(answer, dict) else {}
         if status >= 400 and (status != 503 or error):
             fail(error.get("message", f"the daemon answered {status}"), exit_code(status))

@@ -20,6 +20,7 @@ from hxd.cli.client import (
     default_socket,
     json_option,
 )
+from hxd.cli.config import COMMANDS as CONFIG
 from hxd.cli.model import COMMANDS as MODEL
 from hxd.cli.plugin import COMMANDS as PLUGIN
 from hxd.cli.rollout import COMMANDS as ROLLOUT
@@ -203,5 +204,5 @@ def key_revoke(client: Client, id: str) -> None:
         click.echo(f"revoked {answer['id']} ({answer['name']})")
 
 
-for command in (*ROLLOUT, *MODEL, *PLUGIN):
+for command in (*ROLLOUT, *MODEL, *PLUGIN, *CONFIG):
     hxctl.add_command(command)

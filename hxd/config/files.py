@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from hxd.config.load import FOLDER, MAIN, MAX_FILE
@@ -21,7 +22,7 @@ def snapshot(config_file: Path) -> dict[str, bytes]:
     findings: list[str] = []
     for name, file in places.items():
         try:
-            files[name] = _read(file)
+            files[name] = read(file)
         except ConfigError as error:
             findings += error.findings
     if findings:
@@ -38,10 +39,28 @@ def stage(candidate: Path, origin: Path) -> dict[str, bytes]:
     if candidate.is_dir():
         return snapshot(candidate / MAIN)
     # A file may well lie in a folder with a conf.d that has nothing to do with it.
-    return snapshot(origin) | {MAIN: _read(candidate)}
+    return snapshot(origin) | {MAIN: read(candidate)}
 
 
-def _read(file: Path) -> bytes:
+def as_called(
+    findings: Iterable[str], origin: Path, candidate: Path, names: Iterable[str]
+) -> list[str]:
+    """Findings of `load_as(files, origin)` under the names that the files have where they lie:
+    `candidate` is the main one, and `names` are those that came from there."""
+    places = {f"{_place(origin, name)}: ": f"{_place(candidate, name)}: " for name in names}
+    renamed = []
+    for finding in findings:
+        start = next((place for place in places if finding.startswith(place)), "")
+        renamed.append(places.get(start, "") + finding.removeprefix(start))
+    return renamed
+
+
+def _place(main: Path, name: str) -> Path:
+    return main if name == MAIN else main.parent / name
+
+
+def read(file: Path) -> bytes:
+    """Raises `ConfigError` for what can't be read, or is larger than a configuration may be."""
     try:
         with file.open("rb") as stream:
             data = stream.read(MAX_FILE + 1)

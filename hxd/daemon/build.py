@@ -25,6 +25,7 @@ from hxd.config import Config
 from hxd.config.history import History
 from hxd.config.live import Live
 from hxd.daemon.admin.api import AdminApi
+from hxd.daemon.admin.config_api import ConfigApi
 from hxd.daemon.admin.drill import Drills
 from hxd.daemon.admin.herald import Herald
 from hxd.daemon.admin.jobs import Jobs
@@ -37,6 +38,8 @@ from hxd.daemon.admin.status import Status
 from hxd.daemon.admin.store_api import StoreApi
 from hxd.daemon.admin.store_jobs import StoreJobs
 from hxd.daemon.admin.store_operations import Operations
+from hxd.daemon.config_steps import Means as Taking
+from hxd.daemon.config_steps import Steps
 from hxd.daemon.events import Events
 from hxd.daemon.reconfigure import HISTORY, Reconfiguration
 from hxd.daemon.reconfigure import Means as Changing
@@ -322,16 +325,27 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         prober = Prober(releases.rosters, supervisor, clock)
         herald = Herald(status, clock)
         drills = Drills(served, supervisor, setting, clock)
-        reconfiguration = Reconfiguration(
-            Changing(
+        steps = Steps(
+            Taking(
                 live,
-                History(config.paths.state / HISTORY),
                 rollouts,
                 served,
                 releases,
                 supervisor,
                 room,
                 catalog.routes,
+                status.refused,
+                status.instead,
+                metrics.serves,
+                clock,
+            )
+        )
+        history = History(config.paths.state / HISTORY)
+        reconfiguration = Reconfiguration(
+            Changing(
+                live,
+                history,
+                steps,
                 status.refused,
                 status.instead,
                 partial(_inspected, stores),
@@ -366,7 +380,8 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         )
         plugin_api = PluginApi(live, stores, served, rollouts, plugin_watch, events)
         stack.push_async_callback(plugin_api.aclose)
-        entries += plugin_routes(plugin_api)
+        config_api = ConfigApi(live, reconfiguration, history)
+        entries += plugin_routes(plugin_api) + config_routes(config_api)
         port = await _listen(live, front.application(entries), stack)
         await _listen_admin(live, front.application(entries, trusted=True), stack)
         yield Daemon(
@@ -385,9 +400,11 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         )
 
 
-def _inspected(stores: Stores, config: Config) -> tuple[Mapping[str, Source], list[str]]:
+def _inspected(
+    stores: Stores, config: Config
+) -> tuple[Mapping[str, Source], Mapping[str, SourceError]]:
     inspection = inspect(config, stores)
-    return inspection.sources, inspection.findings(config)
+    return inspection.sources, {**inspection.refused, **inspection.instead}
 
 
 def _store_means(live: Live, stores: Stores) -> tuple[Any, ...]:
@@ -504,6 +521,22 @@ def plugin_routes(plugins: PluginApi) -> list[Entry]:
         Entry("POST", "/admin/v1/plugins/untrust", Role.ADMIN, plugins.untrust),
         Entry("POST", "/admin/v1/plugins/verify", Role.OPERATOR, plugins.verify),
         Entry("POST", "/admin/v1/plugins/rm", Role.ADMIN, plugins.remove),
+    ]
+
+
+def config_routes(config: ConfigApi) -> list[Entry]:
+    """A candidate names files for the daemon to look at, so that checking one is for admins too."""
+    return [
+        Entry("POST", "/admin/v1/reload", Role.ADMIN, config.reload),
+        Entry("POST", "/admin/v1/config/check", Role.ADMIN, config.check),
+        Entry("POST", "/admin/v1/config/diff", Role.ADMIN, config.diff),
+        Entry("POST", "/admin/v1/config/apply", Role.ADMIN, config.apply),
+        Entry("POST", "/admin/v1/config/rollback", Role.ADMIN, config.roll_back),
+        Entry("GET", "/admin/v1/config/change", Role.OPERATOR, config.change),
+        Entry("GET", "/admin/v1/config/history", Role.OPERATOR, config.revisions),
+        Entry(
+            "GET", "/admin/v1/config/history/{number:[0-9]{1,15}}", Role.OPERATOR, config.revision
+        ),
     ]
 
 
