@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Mapping
 
 from hxd import wire
@@ -11,6 +12,7 @@ from hxd.daemon.request.call import Call
 from hxd.daemon.request.deployment import Served
 from hxd.daemon.request.strand import Setting
 from hxd.daemon.rollout.golden import Golden, Outcome, Prompt, judge
+from hxd.daemon.rollout.perplexity import PERPLEXITY_TEXT, perplexity
 from hxd.errors import HxdError
 
 # At once: the clients of the box shall hardly notice.
@@ -53,6 +55,31 @@ async def _outcome(setting: Setting, served: Served, prompt: Prompt) -> Outcome:
     except (HxdError, TimeoutError):
         return judge(prompt, None, None)
     return judge(prompt, "".join(texts), finish)
+
+
+async def perplexity_of(setting: Setting, served: Served) -> float | None:
+    """Of the fixed text; None where the backend has no log probabilities of a prompt's tokens, or
+    the context is too short."""
+    order = wire.Generate(
+        id=0, seed=0, text=PERPLEXITY_TEXT, echo=True, logprobs=0, max_tokens=1, cache="perplexity"
+    )
+    logprobs: list[float | None] = []
+    count = 0
+    try:
+        call = Call(setting, [served], [order], whole=True, strict=True)
+        async with asyncio.timeout(LONGEST), contextlib.aclosing(call.pieces()) as pieces:
+            async for batch in pieces:
+                for piece in batch:
+                    count += piece.prompt_tokens
+                    logprobs += [one.logprob for one in piece.logprobs]
+    except (HxdError, TimeoutError):
+        return None
+    # The first token has none, and the last one is the answer's.
+    known = [min(0.0, logprob) for logprob in logprobs[:count] if logprob is not None]
+    if len(known) < max(2, count - 2):
+        return None
+    found = perplexity(known)
+    return round(found, 3) if math.isfinite(found) else None
 
 
 def generates(served: Served, setting: Setting) -> bool:

@@ -332,6 +332,8 @@ class Rollouts:
             self._unwatch(rollout.model)
             rollout.candidate, rollout.deaths = warm, self._deaths[warm.source.key]
             if rollout.ask.share is None:
+                # Until it is in service, it takes what the other one fails.
+                deployment.warm = warm
                 self._step(rollout, Step.WARM, "its workers are still there")
                 await self._commit(rollout, deployment)
                 return
@@ -462,9 +464,12 @@ class Rollouts:
             await self._ask(rollout, rollout.former, golden),
             {**rollout.answered, **await self._ask(rollout, candidate, rest)},
         )
-        for sample, found in zip(contest.samples, answered, strict=True):
+        sides = zip((rollout.former, candidate), contest.samples, answered, strict=True)
+        for served, sample, found in sides:
             for id, outcome in found.items():
                 sample.golden(id, outcome)
+            if questions.generates(served, means.setting):
+                sample.perplexity = await questions.perplexity_of(means.setting, served)
         deployment.begin(Trial(candidate, share, rollout.id, ask.by_conversation))
         rollout.trial_began = means.clock.wall()
         self._step(rollout, Step.TRY, f"{share:.0%} of the clients for {ask.seconds:g} s")
@@ -527,6 +532,8 @@ class Rollouts:
         )
         if deployment.current is not candidate:
             deployment.shift(candidate)
+            if rollout.former in deployment.others and not rollout.ask.blame:
+                deployment.warm = rollout.former
         await self._label(candidate.source)
         if rollout.ask.blame:
             rollout.reason = rollout.ask.why

@@ -25,7 +25,7 @@ from hxd.daemon.request.strand import Setting
 from hxd.daemon.request.vectors import Vectors
 from hxd.daemon.rollout import questions
 from hxd.daemon.rollout.golden import DEFAULT, Golden, Outcome
-from hxd.daemon.rollout.perplexity import PERPLEXITY_TEXT, perplexity
+from hxd.daemon.rollout.perplexity import PERPLEXITY_TEXT
 from hxd.daemon.store.faults import Conflict, Corrupt, StoreError
 from hxd.daemon.store.sources import Source
 from hxd.daemon.supervise.lifecycle import State
@@ -251,21 +251,9 @@ async def _speed(trial: _Trial) -> dict[str, Any]:
 
 
 async def _perplexity(trial: _Trial) -> dict[str, Any]:
-    """Nothing where the backend has no log probabilities, or the context is too short."""
-    order = wire.Generate(
-        id=0, seed=0, text=PERPLEXITY_TEXT, echo=True, logprobs=0, max_tokens=1, cache="perplexity"
-    )
-    try:
-        pieces, _ = await trial.ask(order)
-    except HxdError:
-        return {}
-    count = sum(piece.prompt_tokens for _, piece in pieces)
-    said = [one.logprob for _, piece in pieces for one in piece.logprobs][:count]
-    known = [logprob for logprob in said if logprob is not None]
-    if len(known) < max(2, count - 2):
-        return {}
-    found = perplexity([min(0.0, logprob) for logprob in known])
-    return {"perplexity": round(found, 3)} if math.isfinite(found) else {}
+    """Nothing where it can't be told."""
+    found = await questions.perplexity_of(trial.means.setting, trial.served)
+    return {} if found is None else {"perplexity": found}
 
 
 async def _vectors(trial: _Trial, capabilities: frozenset[str]) -> dict[str, Any]:
