@@ -15,6 +15,7 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     ROOT / "hxd/daemon/request/DESIGN.md",
     ROOT / "hxd/daemon/supervise/DESIGN.md",
+    ROOT / "hxd/daemon/rollout/DESIGN.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 
