@@ -76,7 +76,7 @@ def test_every_condition_is_in_the_table_of_operations() -> None:
 def test_every_metric_is_in_a_table_of_the_api_or_of_operations() -> None:
     pages = [ROOT / "docs/api.md", ROOT / "docs/operations.md"]
     text = "".join(page.read_text("utf-8") for page in pages)
-    metrics = Metrics(lambda: [ModelReading("m", 0, 0, 0, 0, {"ready": 1}, 0.0, {}, [], 0)])
+    metrics = Metrics(lambda: [ModelReading("m", 0, 0, 0, 0, {"ready": 1}, 0.0, {}, [], 0, [])])
     metrics.answered("/v1/models", "m", 200, 0.1)
     names = set(re.findall(r"^# TYPE (\S+)", metrics.render().decode(), re.M))
     names = {name for name in names if not name.endswith("_created")}
