@@ -219,8 +219,11 @@ class Supervisor:
                 self.replicas[source.key].append(replica)
                 self.post(Message(replica, replica.generation, Event.START))
         for replica in sorted(mates, key=lambda r: (r.takes, -r.place))[: max(0, surplus)]:
-            replica.surplus = True
-            self._retire(replica)
+            # What was to take its place is not to stay in it.
+            for one in (replica, replica.heir):
+                if one is not None:
+                    one.surplus = True
+                    self._retire(one)
 
     def _enlist(self, source: Source) -> list[Replica]:
         count = source.settings.replicas
@@ -234,6 +237,7 @@ class Supervisor:
 
     def _retire(self, replica: Replica) -> None:
         if replica.state is State.STOPPED:
+            replica.generation += 1  # it may have been told to start
             self._strike(replica)
             self._tell_listeners(replica, State.STOPPED, State.STOPPED)
         else:
@@ -250,7 +254,12 @@ class Supervisor:
 
     def _apply(self, message: Message) -> None:
         replica, event, detail = message.replica, message.event, message.detail
-        if message.generation != replica.generation:
+        if event is Event.DRAIN:
+            # Who is to end is so in its next life too, should it have died or begun meanwhile; and
+            # it may have been told already.
+            if (replica.state, event) not in TRANSITIONS:
+                return
+        elif message.generation != replica.generation:
             return
         if message.while_in is not None and message.while_in is not replica.state:
             return
@@ -310,6 +319,7 @@ class Supervisor:
         if (
             renew.generation != replica.generation
             or replica.state is not State.READY
+            or self._ends_for_good(replica)
             or (replica.renewed_at is not None and now - replica.renewed_at < pause)
             or any(other.heir is not None for other in self.all())
         ):
