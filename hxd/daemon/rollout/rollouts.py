@@ -238,7 +238,10 @@ class Rollouts:
             and bool(replicas)
             and not any(replica.takes for replica in replicas)
             and (
-                all(replica.restart.crash_loop(now, None) for replica in replicas)
+                all(
+                    replica.restart.crash_loop(now, None) and not replica.blameless
+                    for replica in replicas
+                )
                 or all(replica.barred and replica.state is State.FAILED for replica in replicas)
             )
         )
