@@ -310,7 +310,7 @@ class Rollouts:
         try:
             try:
                 await self._roll(rollout, source)
-            except Refused as refused:
+            except (Refused, HxdError) as refused:
                 await self._take_back(rollout, str(refused))
             except Exception as error:  # whatever it was, the model must not stay half-way
                 log.exception("rollout of %s failed", rollout.model)
@@ -382,24 +382,25 @@ class Rollouts:
         freed = former.source.estimate * len(means.supervisor.replicas[former.source.key])
         if need > means.room.left + freed:
             raise Refused(_no_room(need, means.room.left + freed))
+        if await means.golden(source) is None:
+            rollout.usual = await self._usual(rollout)
         self._step(rollout, Step.NO_ROOM, "the old release finishes first; new requests wait")
-        rollout.candidate = self._open(deployment, source, _part(source, 0.0), start=False)
-        deployment.shift(rollout.candidate)
-        self._retire(deployment, former)
+        rollout.yielded = True
+        means.supervisor.hold(former.source.key)
         bound = means.drain() + YIELD_BOUND
-        await self._until(
-            rollout, lambda: former.source.key not in means.supervisor.replicas, bound=bound
-        )
+        await self._until(rollout, lambda: self._ended(former), bound=bound)
         self._step(rollout, Step.YIELDED)
-        means.supervisor.start(rollout.candidate.source.key)
+        rollout.candidate = self._open(deployment, source, _part(source, 0.0))
 
-    def _open(
-        self, deployment: Deployment, source: Source, replicas: int, *, start: bool = True
-    ) -> Served:
+    def _ended(self, served: Served) -> bool:
+        replicas = self._means.supervisor.replicas.get(served.source.key, ())
+        return all(replica.state is State.STOPPED for replica in replicas)
+
+    def _open(self, deployment: Deployment, source: Source, replicas: int) -> Served:
         """A release with its first workers, which gets no requests yet."""
         means = self._means
         source = replace(_sized(source, replicas), release=self._release_name(deployment.name))
-        means.supervisor.add(source, start=start)
+        means.supervisor.add(source)
         served = means.releases.open(source)
         deployment.adopt(served)
         return served
@@ -431,16 +432,22 @@ class Rollouts:
             raise Refused(f"required golden prompts are answered wrong: {', '.join(missed[:5])}")
         if share >= asked.floor:
             return
-        if golden is None and self._means.supervisor.ready(rollout.former.source.key):
+        if golden is None:
             # Nothing is known of this model: it must answer as sensibly as what it replaces.
-            before = await self._ask(rollout, rollout.former, asked)
-            if _right(before) < asked.floor:
+            usual = rollout.usual if rollout.yielded else await self._usual(rollout)
+            if usual is None or usual < asked.floor:
                 return
-        elif golden is None:
-            return
         raise Refused(
             f"{share:.1%} of {len(found)} golden prompts right; {asked.floor:.0%} are needed"
         )
+
+    async def _usual(self, rollout: Rollout) -> float | None:
+        """The share that the old release is right about of what any model is asked; None if it
+        can't be asked."""
+        former = rollout.former
+        if not self._able(former) or not questions.generates(former, self._means.setting):
+            return None
+        return _right(await self._ask(rollout, former, DEFAULT.first(FIRST_PROMPTS)))
 
     async def _ask(self, rollout: Rollout, served: Served, golden: Golden) -> Mapping[str, Judged]:
         asking = asyncio.ensure_future(questions.outcomes(self._means.setting, served, golden))
@@ -476,11 +483,11 @@ class Rollouts:
         deployment.begin(Trial(candidate, share, rollout.id, ask.by_conversation))
         rollout.trial_began = means.clock.wall()
         self._step(rollout, Step.TRY, f"{share:.0%} of the clients for {ask.seconds:g} s")
-        deaths = self._deaths[candidate.source.key]
+        deaths = self._excess(candidate, rollout.former)
         contest.begin()
         try:
             while not rollout.promoted:
-                verdict = contest.look(self._deaths[candidate.source.key] - deaths)
+                verdict = contest.look(self._excess(candidate, rollout.former) - deaths)
                 if verdict is not None:
                     rollout.verdict = verdict.body()
                     if news := contest.news(verdict):
@@ -493,6 +500,11 @@ class Rollouts:
         finally:
             contest.end()
         self._step(rollout, Step.WON, "by the operator" if rollout.promoted else "")
+
+    def _excess(self, served: Served, other: Served) -> int:
+        """Deaths of workers of `served` beyond those of `other`: a request that breaks both says
+        nothing about the version."""
+        return self._deaths[served.source.key] - self._deaths[other.source.key]
 
     async def _strengthen(self, rollout: Rollout, source: Source) -> None:
         """As many workers as the settings say."""
@@ -533,9 +545,10 @@ class Rollouts:
         await self._remember(
             model, pending=None, choice=pinned(choice, candidate.source), former=former
         )
+        goes = rollout.ask.blame or rollout.yielded
         if deployment.current is not candidate:
             deployment.shift(candidate)
-            if rollout.former in deployment.others and not rollout.ask.blame:
+            if rollout.former in deployment.others and not goes:
                 deployment.warm = rollout.former
         await self._label(candidate.source)
         if rollout.ask.blame:
@@ -543,7 +556,7 @@ class Rollouts:
         self._step(rollout, Step.SHIFTED, describe(candidate))
         if rollout.former is candidate or rollout.former not in deployment.others:
             return
-        if rollout.ask.blame:
+        if goes:
             self._retire(deployment, rollout.former)
         else:
             self._keep_warm(deployment, rollout.former, candidate)
@@ -561,10 +574,10 @@ class Rollouts:
     async def _watch(self, watch: Watch) -> None:
         """Until the grace period is over; a version that fails in it is taken back."""
         means, deployment = self._means, watch.deployment
-        deaths = self._deaths[watch.current.source.key]
+        deaths = self._excess(watch.current, watch.former)
         while (left := watch.left) > 0:
             await watch.nap(min(left, 1.0))
-            why = watch.trouble(self._deaths[watch.current.source.key] - deaths)
+            why = watch.trouble(self._excess(watch.current, watch.former) - deaths)
             if why is not None and deployment.name not in self._running:
                 self._run(self._give_up_on(watch, why), f"rollback-{deployment.name}")
                 return
@@ -611,22 +624,27 @@ class Rollouts:
         if candidate is not None and candidate is not rollout.former:
             deployment.end()
             if deployment.current is candidate:
-                self._bring_back(deployment, rollout)
+                deployment.shift(rollout.former)
             crashed = self._deaths[candidate.source.key] - rollout.deaths >= FATAL_DEATHS
             self._retire(deployment, candidate)
             if crashed:
                 await self._condemn(candidate.source, why)
+        if rollout.yielded:
+            await self._bring_back(rollout)
         # Before it is over: who waits for that may begin the next one at once.
         await self._remember(rollout.model, pending=None)
         if rollout.running:
             self._step(rollout, Step.BACK, f"{describe(deployment.current)} serves")
         means.events.counts["rollout", "taken_back"] += 1
 
-    def _bring_back(self, deployment: Deployment, rollout: Rollout) -> None:
-        """The old release has ended to make room; it begins again, and arrivals wait for it."""
-        source = rollout.former.source
-        served = self._open(deployment, source, source.settings.replicas)
-        deployment.shift(served)
+    async def _bring_back(self, rollout: Rollout) -> None:
+        """The old release has ended to make room, or is about to; it begins again once the other
+        one is gone, and arrivals wait for it."""
+        supervisor, former, candidate = self._means.supervisor, rollout.former, rollout.candidate
+        key = candidate.source.key if candidate is not None else ""
+        while key in supervisor.replicas or not self._ended(former):
+            await self._turn()
+        supervisor.start(former.source.key)
 
     def _retire(self, deployment: Deployment, served: Served) -> None:
         """Its workers finish what they have, in the bounds of a drain, and end."""
