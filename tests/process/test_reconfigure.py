@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 
 from tests.plugin_packages import plugin
-from tests.support import Daemon, chat, echo, get, post, run_hxctl, running, write_config
+from tests.support import Daemon, chat, echo, get, hxctl, post, run_hxctl, running, write_config
 
 BAD = {"fault": "crash", "fault_at": "load"}
 
@@ -40,6 +40,19 @@ async def until(holds: Callable[[], Awaitable[Any]], *, seconds: float = 60) -> 
         while not (found := await holds()):  # noqa: ASYNC110  (as said)
             await asyncio.sleep(0.02)
     return found
+
+
+@contextlib.asynccontextmanager
+async def complete(config: Path) -> AsyncIterator[Daemon]:
+    """A daemon with all of its workers, where `running` is content with one of each model."""
+    async with running(config) as daemon:
+
+        async def all_up() -> bool:
+            _, rows = await get(daemon.url + "/admin/v1/replicas")
+            return all(row["state"] == "ready" for row in rows)  # type: ignore[index]
+
+        await until(all_up)
+        yield daemon
 
 
 async def change_of(daemon: Daemon) -> dict[str, Any]:
@@ -130,7 +143,7 @@ async def clients(daemon: Daemon, model: str, count: int = 10) -> AsyncIterator[
 
 async def test_settings_that_hold_at_once_touch_no_worker(tmp_path: Path) -> None:
     file = write_config(tmp_path, echo(replicas=2) + echo("other"))
-    async with running(file) as daemon:
+    async with complete(file) as daemon:
         before = await pids(daemon)
         write_config(
             tmp_path,
@@ -152,7 +165,7 @@ async def test_settings_that_hold_at_once_touch_no_worker(tmp_path: Path) -> Non
 
 async def test_replicas_come_and_go_beside_those_that_stay(tmp_path: Path) -> None:
     file = write_config(tmp_path, echo(replicas=2) + echo("other"))
-    async with running(file) as daemon:
+    async with complete(file) as daemon:
         before = await pids(daemon)
         write_config(tmp_path, echo(replicas=4) + echo("other"))
         async with clients(daemon, "echo") as failed:
@@ -172,7 +185,7 @@ async def test_replicas_come_and_go_beside_those_that_stay(tmp_path: Path) -> No
 async def test_replicas_that_drain_do_not_count_when_more_are_asked_for(tmp_path: Path) -> None:
     options = {"rate": 20}
     file = write_config(tmp_path, echo(replicas=2, policy="round_robin", options=options))
-    async with running(file) as daemon:
+    async with complete(file) as daemon:
         async with asyncio.TaskGroup() as group:
             asked = [
                 group.create_task(said(daemon, "echo", "so many words that it takes a while"))
@@ -192,7 +205,7 @@ async def test_replicas_that_drain_do_not_count_when_more_are_asked_for(tmp_path
 
 async def test_new_workers_take_over_without_a_failed_request(tmp_path: Path) -> None:
     file = write_config(tmp_path, echo(replicas=2, slots=4) + echo("other"))
-    async with running(file) as daemon:
+    async with complete(file) as daemon:
         before = await pids(daemon)
         # What holds at once and what needs other workers, in one change.
         write_config(tmp_path, echo(replicas=2, slots=8, queue=50) + echo("other"))
@@ -339,7 +352,6 @@ async def test_a_box_that_gets_worse_while_it_is_watched_goes_back(tmp_path: Pat
         asked = asyncio.create_task(
             applied(
                 daemon,
-                file,
                 echo() + echo("worse", options={"fault": "crash", "fault_after": 5}),
                 watch=20,
             )
@@ -383,6 +395,38 @@ async def test_a_rollout_that_runs_is_not_run_over(tmp_path: Path) -> None:
         assert "Traceback" not in daemon.log
 
 
+async def test_a_model_that_leaves_answers_whom_it_has_and_no_more(tmp_path: Path) -> None:
+    file = write_config(tmp_path, echo() + echo("gone", slots=1, options={"rate": 20}))
+    async with running(file) as daemon, asyncio.TaskGroup() as group:
+        asked = [group.create_task(said(daemon, "gone", "ten letters")) for _ in range(3)]
+
+        async def in_line() -> bool:
+            row = await settings(daemon, "gone")
+            return bool(row["running"] == 1 and row["waiting"] == 2)
+
+        await until(in_line)
+        write_config(tmp_path, echo())
+        assert (await reloaded(daemon))["phase"] == "applied"
+        async with asyncio.timeout(20):
+            answers = sorted([await task for task in asked])
+        assert answers[-1] == "ten letters"
+        assert all(answer.startswith("503") for answer in answers[:-1])
+
+
+async def test_a_link_is_not_replaced_and_nothing_else_either(tmp_path: Path) -> None:
+    file = write_config(tmp_path, echo())
+    file.rename(tmp_path / "elsewhere.toml")
+    file.symlink_to("elsewhere.toml")
+    async with running(file) as daemon:
+        before = await pids(daemon)
+        change = await applied(daemon, echo(slots=9) + echo("b"))
+        assert (change["phase"], "hxd replaces no links" in change["reason"]) == (
+            "rolled back", True,
+        )  # fmt: skip
+        assert await pids(daemon) == before
+        assert (await said(daemon, "b")).startswith("404")
+
+
 # --- live settings of the front, and what needs a restart ---------------------------------------
 
 
@@ -398,6 +442,15 @@ async def test_keys_are_asked_for_from_now_on_and_an_open_port_stays_closed(
         assert status == 401
         status, _, _ = await post(daemon.url + "/admin/v1/reload", b"")
         assert status == 401
+        made = await hxctl(daemon, "key", "create", "watcher", "--role", "operator")
+        key = {"Authorization": f"Bearer {made['key']}"}
+        for path in ("config/check", "config/apply", "reload", "plugins/install", "plugins/rm"):
+            status, _, _ = await post(f"{daemon.url}/admin/v1/{path}", {}, headers=key)
+            assert status == 403, path
+        for path in ("config/history", "config/history/1", "config/change", "plugins"):
+            status, _ = await get(f"{daemon.url}/admin/v1/{path}", **key)
+            assert status == 200, path
+
         file.write_text(file.read_text().replace("127.0.0.1:0", "127.0.0.1:1"))
         code, out, _ = await run_hxctl(daemon, "reload")
         assert code == 0
