@@ -300,6 +300,7 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         rollouts = Rollouts(
             Means(
                 served,
+                status.refused,
                 releases,
                 supervisor,
                 room,
@@ -411,7 +412,8 @@ def _store_means(live: Live, stores: Stores) -> tuple[Any, ...]:
     """What rollouts ask of the stores, away from the event loop."""
 
     def configured(model: str) -> str:
-        return fingerprint(live.config.models[model])
+        settings = live.config.models.get(model)
+        return "" if settings is None else fingerprint(settings)
 
     def shelf(model: str) -> str | None:
         return stored_name(model, live.config)

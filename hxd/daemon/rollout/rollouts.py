@@ -9,6 +9,7 @@ stays warm for a while; until then a version that fails takes itself back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections import Counter
@@ -54,12 +55,14 @@ FIRST_PROMPTS = 64
 
 @dataclass(frozen=True)
 class Means:
-    """What rollouts work with. `drain` is the bound of a drain in seconds. `configured` is what the
-    configuration says of a model in the words of `record.fingerprint`; `resolve` finds what a model
-    loads under a choice; `golden` the prompts of a release; `label` moves a label in the store;
-    `condemn` marks a bad version there. All may raise `StoreError`."""
+    """What rollouts work with. `refused` are the models that can't be served as configured. `drain`
+    is the bound of a drain in seconds. `configured` is what the configuration says of a model in
+    the words of `record.fingerprint`; `resolve` finds what a model loads under a choice; `golden`
+    the prompts of a release; `label` moves a label in the store; `condemn` marks a bad version
+    there. All may raise `StoreError`."""
 
     deployments: dict[str, Deployment]
+    refused: dict[str, SourceError]
     releases: Releases
     supervisor: Supervisor
     room: Room
@@ -87,9 +90,8 @@ class Rollouts:
         self._deaths: Counter[str] = Counter()
         self._numbers: Counter[str] = Counter()
         self._saving = asyncio.Lock()
-        self._given_up: set[str] = set()
+        self._given_up: set[tuple[str, int, str, str]] = set()
         self._turns: list[asyncio.Future[None]] = []
-        self.outcomes: Counter[tuple[str, str]] = Counter()
         means.supervisor.listeners.append(self._changed)
 
     # What there is
@@ -122,8 +124,10 @@ class Rollouts:
 
     async def begin(self, ask: Ask) -> Rollout:
         """Start a rollout; it goes on by itself. Raises `HxdError` when it is refused."""
-        deployment = self._deployment(ask.model)
         self._check_free(ask.model)
+        if ask.model in self._means.refused:
+            return await self._accept(ask)
+        deployment = self._deployment(ask.model)
         rollout = Rollout(ask, deployment.current, self._means.clock.wall())
         self._running[ask.model] = rollout
         try:
@@ -143,6 +147,19 @@ class Rollouts:
             raise
         self._told(rollout, "begins")
         self._run(self._live(rollout, source), f"rollout-{ask.model}")
+        return rollout
+
+    async def _accept(self, ask: Ask) -> Rollout:
+        """What the configuration says can't be served; what is asked for perhaps can."""
+        model = ask.model
+        source = await self._resolve(ask)
+        await self.introduce(model, source)
+        self._means.refused.pop(model, None)
+        served = self._means.deployments[model].current
+        rollout = Rollout(ask, served, self._means.clock.wall(), _describe(source))
+        rollout.candidate, self._last[model] = served, rollout
+        self._step(rollout, Step.WARM, "nothing of it was served before")
+        await self._commit(rollout, self._means.deployments[model])
         return rollout
 
     async def roll_back(self, model: str, why: str, *, blame: bool = False) -> Rollout:
@@ -228,13 +245,14 @@ class Rollouts:
             await self._turn()
             for deployment in list(self._means.deployments.values()):
                 if deployment.name not in self._running and self._lost(deployment.current):
-                    await self._rescue(deployment)
+                    self._given_up.add(_identity(deployment.current.source))
+                    self._run(self._rescue(deployment), f"rescue-{deployment.name}")
 
     def _lost(self, served: Served) -> bool:
         now = self._means.clock.now()
         replicas = self._means.supervisor.replicas.get(served.source.key, [])
         return (
-            served.source.key not in self._given_up
+            _identity(served.source) not in self._given_up
             and bool(replicas)
             and not any(replica.takes for replica in replicas)
             and (
@@ -247,9 +265,9 @@ class Rollouts:
         )
 
     async def _rescue(self, deployment: Deployment) -> None:
-        """Serve what served before, or another whole version, once."""
+        """Serve what served before, or another whole version. The one that is lost is condemned
+        when that has succeeded: where nothing can be served, it is not the version's fault."""
         model, source = deployment.name, deployment.current.source
-        self._given_up.add(source.key)
         problems = "; ".join(self._means.supervisor.problems(source.key)) or "it gave no reason"
         why = f"by itself: its workers die: {problems}"
         for choice in (
@@ -260,11 +278,13 @@ class Rollouts:
                 other = await self._means.resolve(model, choice)
                 if same(other, source):
                     continue
-                await self._condemn(source, why)
-                await self.begin(
+                rollout = await self.begin(
                     Ask(model=model, choice=choice, mode="resource", blame=True, why=why)
                 )
-                return
+                await rollout.over.wait()
+                if rollout.phase is Phase.DONE:
+                    await self._condemn(source, why)
+                    return
             except (SourceError, HxdError) as error:
                 log.warning("model=%s can't go back to %s: %s", model, choice, error)
 
@@ -292,7 +312,8 @@ class Rollouts:
     async def remove(self, model: str) -> None:
         """The model leaves the configuration: its workers finish what they have."""
         if (running := self._running.get(model)) is not None:
-            running.abort("the model was taken out of the configuration")
+            with contextlib.suppress(CallerError):  # it is nearly over
+                running.abort("the model was taken out of the configuration")
             await running.over.wait()
         deployment = self._means.deployments.pop(model)
         self._unwatch(model)
@@ -318,8 +339,6 @@ class Rollouts:
         finally:
             self._running.pop(rollout.model, None)
             self._last[rollout.model] = rollout
-            if not rollout.running:
-                self.outcomes[rollout.model, rollout.phase.value] += 1
 
     async def _roll(self, rollout: Rollout, source: Source) -> None:
         deployment = self._means.deployments[rollout.model]
@@ -551,6 +570,7 @@ class Rollouts:
             if rollout.former in deployment.others and not goes:
                 deployment.warm = rollout.former
         await self._label(candidate.source)
+        self._given_up.discard(_identity(candidate.source))
         if rollout.ask.blame:
             rollout.reason = rollout.ask.why
         self._step(rollout, Step.SHIFTED, describe(candidate))
@@ -659,7 +679,6 @@ class Rollouts:
             await self._turn()
         self._means.releases.close(served)
         self._deaths.pop(served.source.key, None)
-        self._given_up.discard(served.source.key)
 
     # Waiting
 
@@ -829,10 +848,10 @@ class Rollouts:
     def _run(self, work: Any, name: str) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._finished)
         return task
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task=%s failed", task.get_name(), exc_info=error)
@@ -856,6 +875,11 @@ def _for_workers(source: Source) -> tuple[Any, ...]:
         settings.slots, settings.threads, settings.memory_limit, settings.environment,
         settings.options,
     )  # fmt: skip
+
+
+def _identity(source: Source) -> tuple[str, int, str, str]:
+    """Of a version and variant with its plugin, however often it is brought up."""
+    return source.name, source.version, source.variant, source.plugin.digest
 
 
 def pinned(choice: Choice, source: Source) -> Choice:
