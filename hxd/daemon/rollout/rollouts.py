@@ -113,6 +113,8 @@ class Rollouts:
 
     def choice(self, model: str) -> Choice:
         """What leads to the release in service, whatever else changes."""
+        if model in self._means.refused:
+            return self._deployed(model).choice
         deployment = self._deployment(model)
         return pinned(self._deployed(model).choice, deployment.current.source)
 
