@@ -26,7 +26,8 @@ class Refused(Exception):
 class Rollout:
     """`candidate` is the release that is to come, `former` the one that was in service when it
     began. `reason` says why it was taken back, `aborted` why it is to be. `deaths` is how often the
-    candidate's workers had died before. Times are Unix seconds."""
+    candidate's workers had died before. `yielded`: the former was ended to make room; `usual` is
+    the share of golden prompts that it was right about until then. Times are Unix seconds."""
 
     ask: Ask
     former: Served
@@ -40,6 +41,8 @@ class Rollout:
     promoted: bool = False
     candidate: Served | None = None
     deaths: int = 0
+    yielded: bool = False
+    usual: float | None = None
     verdict: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     samples: tuple[Sample, Sample] | None = None

@@ -285,7 +285,7 @@ class Rollouts:
                 )
                 await rollout.over.wait()
                 if rollout.phase is Phase.DONE:
-                    await self._condemn(source, why)
+                    await self._condemn(source, why, other)
                     return
             except (SourceError, HxdError) as error:
                 log.warning("model=%s can't go back to %s: %s", model, choice, error)
@@ -409,11 +409,11 @@ class Rollouts:
         rollout.yielded = True
         means.supervisor.hold(former.source.key)
         bound = means.drain() + YIELD_BOUND
-        await self._until(rollout, lambda: self._ended(former), bound=bound)
+        await self._until(rollout, lambda: self._rests(former), bound=bound)
         self._step(rollout, Step.YIELDED)
         rollout.candidate = self._open(deployment, source, _part(source, 0.0))
 
-    def _ended(self, served: Served) -> bool:
+    def _rests(self, served: Served) -> bool:
         replicas = self._means.supervisor.replicas.get(served.source.key, ())
         return all(replica.state is State.STOPPED for replica in replicas)
 
@@ -617,7 +617,7 @@ class Rollouts:
             return
         try:
             await self.roll_back(watch.deployment.name, f"by itself: {why}", blame=True)
-            await self._condemn(source, why)
+            await self._condemn(source, why, watch.former.source)
         except HxdError as error:
             log.error("model=%s can't be rolled back: %s", watch.deployment.name, error)
 
@@ -650,7 +650,7 @@ class Rollouts:
             crashed = self._deaths[candidate.source.key] - rollout.deaths >= FATAL_DEATHS
             self._retire(deployment, candidate)
             if crashed:
-                await self._condemn(candidate.source, why)
+                await self._condemn(candidate.source, why, rollout.former.source)
         if rollout.yielded:
             await self._bring_back(rollout)
         # Before it is over: who waits for that may begin the next one at once.
@@ -664,7 +664,7 @@ class Rollouts:
         one is gone, and arrivals wait for it."""
         supervisor, former, candidate = self._means.supervisor, rollout.former, rollout.candidate
         key = candidate.source.key if candidate is not None else ""
-        while key in supervisor.replicas or not self._ended(former):
+        while key in supervisor.replicas or not self._rests(former):
             await self._turn()
         supervisor.start(former.source.key)
 
@@ -800,8 +800,14 @@ class Rollouts:
         except (StoreError, HxdError) as error:
             log.error("model=%s label %s not moved: %s", source.name, source.follows, error)
 
-    async def _condemn(self, source: Source, why: str) -> None:
-        if source.held is None:
+    async def _condemn(self, source: Source, why: str, other: Source) -> None:
+        """Mark the version that died, where `other` serves in its place. It is not to blame if that
+        is of the same version, or by another plugin."""
+        if (
+            source.held is None
+            or source.version == other.version
+            or source.plugin.digest != other.plugin.digest
+        ):
             return
         try:
             await self._means.condemn(source, why)
