@@ -453,25 +453,28 @@ class Visitors(Clients):
         self.seen.mixed += "versions" in hxd
 
 
-def parrot(home: Path, version: str, more: str = GOOD) -> Path:
+def parrot(home: Path, version: str, more: str = GOOD, *, format: str = "none") -> Path:
     """A version of a plugin that is echo but for `more`, the body of a class."""
     home.mkdir(parents=True)
     source = (ROOT / "plugins/echo/main.py").read_text()
     source = source.replace("return Echo(options)", "return Mine(options)")
+    source = source.replace('frozenset({"none"})', f'frozenset({{"{format}"}})')
     body = textwrap.indent(textwrap.dedent(more).strip(), "    ")
     (home / "main.py").write_text(source + _MORE.format(version=version, more=body))
     (home / "plugin.toml").write_text(
-        f'name = "{PLUGIN}"\nversion = "{version}"\napi = 1\nentry = "main"\nformats = ["none"]\n'
-        "[files]\n" + "".join(f'"{file}" = "{sha}"\n' for file, sha in digests(home).items())
+        f'name = "{PLUGIN}"\nversion = "{version}"\napi = 1\nentry = "main"\n'
+        f'formats = ["{format}"]\n[files]\n'
+        + "".join(f'"{file}" = "{sha}"\n' for file, sha in digests(home).items())
     )
     return home
 
 
-def install(state: Path, scratch: Path, **versions: str) -> None:
-    """Parrots, trusted, in the plugin store of a daemon that does not run yet. By their names with
-    _ for a dot."""
+def install(state: Path, scratch: Path, *, format: str = "none", **versions: str) -> None:
+    """Parrots, trusted, in the plugin store of a daemon that does not run yet; named `v1_0` for
+    1.0."""
     store = PluginStore(state / "store" / "plugins")
     store.prepare()
     for name, more in versions.items():
         version = name.removeprefix("v").replace("_", ".")
-        store.install(parrot(scratch / version, version, more), Work(), trust=True)
+        home = parrot(scratch / version, version, more, format=format)
+        store.install(home, Work(), trust=True)

@@ -9,13 +9,14 @@ import os
 import random
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from tests.embedding import MINILM
-from tests.failover import CHAT, KILL
+from tests.failover import CHAT, KILL, opened
 from tests.rollouts import (
     BIRD,
     CRASHES_AT_LOAD,
@@ -266,6 +267,11 @@ replicas = 2
 slots = 8
 grace = "60s"
 load_time = "2s"
+[models.mayfly]
+plugin = "{PLUGIN}@1.0"
+grace = "0s"
+context = 8192
+options = {{ rate = 50 }}
 """
 
 
@@ -370,3 +376,120 @@ async def test_a_kill_from_outside_while_it_loads_is_not_its_fault(birds: Daemon
     assert (done["phase"], await says(birds)) == ("done", "6.0"), done
     assert (await rollback(birds, BIRD))["phase"] == "done"
     assert await says(birds) == "1.0"
+
+
+def long_story(seconds: int) -> dict[str, Any]:
+    return chat("mayfly", "client " + "x" * 50 * seconds)
+
+
+async def test_a_stream_that_outlasts_its_version_goes_on_with_the_next_one(birds: Daemon) -> None:
+    body = long_story(6)
+    async with opened(birds, body) as stream:
+        await stream.until(5)
+        done = await swap(birds, "mayfly", None, plugin=f"{PLUGIN}@2.0")
+        assert done["phase"] == "done"
+        answer = await stream.rest()
+    assert (answer.whole, answer.error) == (True, None)
+    assert answer.text == f"1.0 {body['messages'][0]['content']}"
+    assert (answer.failovers, len(answer.hxd["versions"])) == (1, 2)
+    assert (await rollback(birds, "mayfly"))["phase"] == "done"
+
+
+async def test_a_stream_that_the_next_version_can_not_go_on_with_ends_and_says_so(
+    birds: Daemon,
+) -> None:
+    async with opened(birds, long_story(40)) as stream:
+        await stream.until(5)
+        done = await swap(birds, "mayfly", None, plugin=f"{PLUGIN}@5.0")
+        assert done["phase"] == "done"
+        answer = await stream.rest()
+    assert answer.error is not None
+    assert "has another vocabulary" in answer.error["message"], answer.error
+    assert (await rollback(birds, "mayfly"))["phase"] == "done"
+
+
+async def test_without_room_the_old_version_ends_first_and_who_comes_waits(birds: Daemon) -> None:
+    clients = Visitors(birds, "1.0", "2.0")
+    async with clients.asking(12) as seen:
+        done = await swap(birds, BIRD, None, plugin=f"{PLUGIN}@2.0", mode="resource")
+        assert [step["phase"] for step in done["steps"]] == [
+            *("yielding", "loading", "validating", "promoting", "done"),
+        ]
+        await seen.more(30)
+    seen.check()
+    assert {"1.0", "2.0"} <= seen.answers.keys()
+    assert await says(birds) == "2.0"
+    await settled(birds, BIRD, 2)
+
+
+@pytest.mark.parametrize("version", ["3.0", "3.2", "3.3"])
+async def test_if_that_fails_the_old_version_comes_back_and_they_still_get_their_answers(
+    birds: Daemon, version: str
+) -> None:
+    former = await says(birds)
+    clients = Visitors(birds, former, version)
+    async with clients.asking(8) as seen:
+        done = await swap(birds, BIRD, None, plugin=f"{PLUGIN}@{version}", mode="resource")
+        assert (done["phase"], done["mode"]) == ("rolled_back", "resource")
+        await seen.more(30)
+    seen.check()
+    assert await says(birds) == former
+    await settled(birds, BIRD, 2)
+
+
+TIGHT = MODEL.format(replicas=2, grace="60s")
+
+
+async def test_the_memory_budget_decides_whether_both_fit(tmp_path: Path) -> None:
+    ask_little(tmp_path / "state")
+    room = '[memory]\nbudget = "200MB"\n'
+    async with running(write_config(tmp_path, TIGHT, extra=room)) as daemon:
+        clients = Clients(daemon, DEMO, telling())
+        async with clients.asking(6) as seen:
+            done = await swap(daemon, DEMO, 1)
+            assert (done["phase"], done["mode"]) == ("done", "resource"), done
+            refused = await swap(daemon, DEMO, 2, mode="availability")
+            assert (refused["phase"], "memory.budget" in refused["reason"]) == (
+                *("rolled_back", True),
+            )
+            refused = await swap(daemon, DEMO, 2, canary=0.5)
+            assert (refused["phase"], "both" in refused["reason"]) == ("rolled_back", True)
+            back = await rollback(daemon, DEMO)
+            assert (back["phase"], back["mode"]) == ("done", "resource")
+            await seen.more(20)
+        seen.check()
+        assert await answers(daemon, DEMO) == {"f16@2"}
+        await settled(daemon, DEMO, 2)
+
+
+async def test_a_file_that_was_changed_is_not_served_and_a_bad_plugin_is_not_its_fault(
+    tmp_path: Path,
+) -> None:
+    ask_little(state := tmp_path / "state")
+    install(state, tmp_path / "scratch", format="gguf", v1_0=CRASHES_AT_LOAD)
+    model = MODEL.format(replicas=1, grace="60s")
+    async with running(write_config(tmp_path, model)) as daemon:
+        failed = await swap(daemon, DEMO, None, plugin=f"{PLUGIN}@1.0")
+        assert (failed["phase"], "die" in failed["reason"]) == ("rolled_back", True), failed
+        assert await answers(daemon, DEMO) == {"f16@2"}
+        again = await swap(daemon, DEMO, "q8_0")
+        assert again["phase"] == "done", again
+        [file] = (state / "store/models/hxd-demo/1").glob("*.gguf")
+        flip(file, 5_000_000)
+        clients = Clients(daemon, DEMO, telling())
+        async with clients.asking(2) as seen:
+            status, error = await admin(daemon, "POST", "rollouts", {"model": DEMO, "version": 1})
+            if status == 202:
+                error = {"error": {"message": (await over(daemon, error))["reason"]}}
+            assert "hxd-demo-f16.gguf" in error["error"]["message"], error
+            await seen.more(5)
+        seen.check()
+        assert await answers(daemon, DEMO) == {"q8_0@2"}
+
+
+def flip(file: Path, offset: int) -> None:
+    """Change a byte, of this name alone: the file may have others."""
+    data = bytearray(file.read_bytes())
+    data[offset] ^= 1
+    file.unlink()
+    file.write_bytes(data)

@@ -412,10 +412,20 @@ class Strand:
                 break
             except HxdError as error:
                 if not self._next_model():
-                    self._end(error)
+                    self._end(self._cut_off(error))
                     return
                 avoid = None
         self._send(lease)
+
+    def _cut_off(self, error: HxdError) -> HxdError:
+        """`error`, or what lies behind it: a version went, and another one can't go on for it."""
+        after = None if self._strict else self.served.successor
+        if after is None or self._fits(after):
+            return error
+        return BackendError(
+            "the answer was cut off and can't be continued: its version is in service no more, and "
+            "the one that is has another vocabulary"
+        )
 
     def _gets_away(self, then: Next) -> bool:
         """Whether it goes on with another release or model: with what the model had before, or has
