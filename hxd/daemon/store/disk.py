@@ -19,8 +19,10 @@ from hxd.daemon.store.faults import StoreBroken
 CHUNK = 1 << 20
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
-# Kept free when files are copied in: labels, manifests and the audit log need room as well.
+# Kept free when files are copied in: labels, manifests and the audit log need room as well. Of a
+# small file system a twentieth.
 RESERVE = 64 << 20
+RESERVED_PART = 20
 
 _HINTS = {
     errno.ENOSPC: "free some space (hxctl model rm NAME@VERSION, or see what df shows)",
@@ -28,8 +30,8 @@ _HINTS = {
     errno.EFBIG: "the file is larger than a limit allows (LimitFSIZE of the unit, ulimit -f)",
     errno.EROFS: "the file system is mounted read-only, often after a fault; see dmesg",
     errno.EIO: "the disk fails; see dmesg, then run hxctl model doctor --backup FOLDER",
-    errno.EACCES: "the daemon's user may not; run hxctl model doctor, or chown the state folder to it",
-    errno.EPERM: "the daemon's user may not; run hxctl model doctor, or chown the state folder to it",
+    errno.EACCES: "the daemon's user may not; hxctl model doctor may help, or chown to that user",
+    errno.EPERM: "the daemon's user may not; hxctl model doctor may help, or chown to that user",
 }
 
 
@@ -120,12 +122,19 @@ def delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def reserve(folder: Path, most: int = RESERVE) -> int:
+    """Bytes of the folder's file system that models may not use."""
+    there = os.statvfs(folder)
+    return min(most, there.f_blocks * there.f_frsize // RESERVED_PART)
+
+
 def check_room(folder: Path, wanted: int, doing: str) -> None:
     """Raises `StoreBroken` unless `wanted` bytes fit, with a reserve left."""
     there = os.statvfs(folder)
     free = there.f_bavail * there.f_frsize
-    if wanted and wanted + RESERVE > free:
+    kept = reserve(folder)
+    if wanted and wanted + kept > free:
         raise StoreBroken(
-            f"can't {doing}: {wanted >> 20} MiB and a reserve of {RESERVE >> 20} MiB are needed, "
+            f"can't {doing}: {wanted >> 20} MiB and a reserve of {kept >> 20} MiB are needed, "
             f"{free >> 20} MiB are free in {folder}. Free some space (hxctl model rm NAME@VERSION)"
         )

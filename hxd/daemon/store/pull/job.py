@@ -218,9 +218,10 @@ class _Pull:
         needed = sum(sizes) - sum(self._have[index:])
         with guarded(f"find out how much room is left in {self._folder}"):
             room = self._medium.room(self._folder)
-        if needed > 0 and needed + self._limits.reserve > room:
+            kept = disk.reserve(self._folder, self._limits.reserve)
+        if needed > 0 and needed + kept > room:
             raise StoreBroken(
                 f"{self._wanted.shown} needs {size_text(needed)} more and there are "
                 f"{size_text(room)} free in {self._folder}, of which "
-                f"{size_text(self._limits.reserve)} are kept; make room and pull again"
+                f"{size_text(kept)} are kept; make room and pull again"
             )

@@ -155,7 +155,8 @@ class Part:
             return
         with guarded(f"find out how much room is left in {self._folder}"):
             room = self._medium.room(self._folder)
-        if room < self._limits.reserve:
+            kept = disk.reserve(self._folder, self._limits.reserve)
+        if room < kept:
             raise StoreBroken(
                 f"only {size_text(room)} are left in {self._folder} and the server does not say "
                 "how long the file is; what arrived is kept: make room and pull again"
