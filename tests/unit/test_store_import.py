@@ -313,9 +313,9 @@ def test_a_full_disk_is_said_so_before_the_copy_and_while_it_goes_on(tmp_path: P
     try:
         library = Library(disk / "store")
         library.prepare()
-        source = tiny.write(tmp_path / "m.gguf", size=40 << 20)
+        source = tiny.write(tmp_path / "m.gguf", size=90 << 20)
         before = sorted(disk.rglob("*"))
-        with pytest.raises(StoreBroken, match=r"(?s)a reserve of 64 MiB .*hxctl model rm"):
+        with pytest.raises(StoreBroken, match=r"(?s)a reserve of 4 MiB .*hxctl model rm"):
             library.stage([source], "m")
         (disk / "filler").write_bytes(b"\0" * (os.statvfs(disk).f_bavail * 4096))
         for act in (
