@@ -105,7 +105,7 @@ class Status:
                 detail = f"version {source.version} serves; {error}"
                 yield Condition("model-on-other-version", name, detail, self.started)
         for rollout in self.rollouts():
-            if rollout.reason is not None and rollout.aborted is None:
+            if rollout.reason and not rollout.aborted and not rollout.ask.compare:
                 bad = describe(rollout.former) if rollout.phase is Phase.DONE else rollout.target
                 detail = f"{bad}: {rollout.reason}"
                 yield Condition("version-taken-back", rollout.model, detail, now)

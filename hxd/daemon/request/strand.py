@@ -31,6 +31,8 @@ log = logging.getLogger("hxd.request")
 
 RETRY_AFTER = 1.0
 POISONED = "request_blocked"
+# Of fewer tokens several come in one frame, and the time between frames says nothing of their pace.
+LEAST_PACED = 16
 
 # An error in place of an answer's end.
 Said = wire.Delta | wire.Done | HxdError
@@ -256,7 +258,7 @@ class Strand:
         if self._first_at is not None:
             first = self._first_at - self._sent_at
             span = self._setting.clock.now() - self._first_at
-            if fault is None and span > 0 and tokens - self._sent > 1:
+            if fault is None and span > 0 and tokens - self._sent > LEAST_PACED:
                 pace = (tokens - self._sent - 1) / span
         self.served.report(Outcome(fault, first, pace))
 
