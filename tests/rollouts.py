@@ -101,12 +101,12 @@ async def when(
     daemon: Daemon, rollout: Row, so: Callable[[Row], bool], *, seconds: float = PATIENCE
 ) -> Row:
     """The rollout once it is `so`; asking again is all that there is to wait on."""
-    row = rollout
     async with asyncio.timeout(seconds):
-        while not so(row):
-            await asyncio.sleep(0.01)
+        while True:
             row = next(r for r in await rollouts(daemon) if r["id"] == rollout["id"])
-    return row
+            if so(row):
+                return row
+            await asyncio.sleep(0.01)
 
 
 async def over(daemon: Daemon, rollout: Row) -> Row:
@@ -167,6 +167,11 @@ async def taken_back(daemon: Daemon, model: str, rollout: Row) -> Row:
                 assert row["phase"] == "done", row
                 return row
             await asyncio.sleep(0.01)
+
+
+async def judged(daemon: Daemon, rollout: Row) -> Row:
+    """A trial once it is over."""
+    return await when(daemon, rollout, lambda row: row["phase"] in OVER, seconds=90)
 
 
 async def events(daemon: Daemon, subject: str, kind: str = "rollout") -> list[Row]:
@@ -426,7 +431,7 @@ def add(self, sequence):
 """
 IS_SLOW = """
 def step(self):
-    time.sleep(0.1)
+    time.sleep(0.02)
     return super().step()
 """
 SPEAKS_ANOTHER_LANGUAGE = """
@@ -438,11 +443,12 @@ def load(self, request):
 class Visitors(Clients):
     """Clients of a parrot, whose versions have one number: its answers begin with what they are."""
 
-    def __init__(self, daemon: Daemon, *versions: str, model: str = BIRD) -> None:
-        # Few prompts, so that many requests are the same: nobody shall suffer for another.
-        prompts = [f"client {number}" for number in range(3)]
-        right = [{version: f"{version} {prompt}" for version in versions} for prompt in prompts]
-        super().__init__(daemon, model, list(zip(prompts, right, strict=True)))
+    def __init__(self, daemon: Daemon, *versions: str, model: str = BIRD, prompts: int = 3) -> None:
+        """With few prompts many requests are the same: nobody shall suffer for another. With many
+        they are many conversations."""
+        texts = [f"client {number}" for number in range(prompts)]
+        right = [{version: f"{version} {prompt}" for version in versions} for prompt in texts]
+        super().__init__(daemon, model, list(zip(texts, right, strict=True)))
 
     def _judge(self, texts: list[str], right: dict[str, str], release: str, hxd: Row) -> None:
         for text in texts:
