@@ -92,7 +92,7 @@ class Paths:
     )
     logs: Path = _place(
         _folder("LOGS_DIRECTORY", "/var/log/hxd", "XDG_STATE_HOME", ".local/state"),
-        "Records; nothing writes any yet.",
+        "`events.jsonl`: what has happened to versions, plugins and the configuration.",
         "/var/log/hxd",
     )
     cache: Path = _place(

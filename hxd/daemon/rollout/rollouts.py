@@ -553,9 +553,8 @@ class Rollouts:
         candidate = _candidate(rollout)
         model, choice = rollout.model, rollout.ask.choice
         deployed = self._deployed(model)
-        if rollout.ask.fresh:
-            former: tuple[Choice, ...] = ()
-        elif candidate is rollout.former:
+        if rollout.ask.fresh or candidate is rollout.former:
+            # Of another configuration there is nothing: what was chosen under it is forgotten.
             former = deployed.former
         elif deployed.former and choice == deployed.former[-1]:
             # A rollback: what it leaves is not what the next one should come back to.
