@@ -28,6 +28,7 @@ from hxd.daemon.rollout import questions
 from hxd.daemon.rollout.golden import DEFAULT, Golden
 from hxd.daemon.rollout.golden import Outcome as Judged
 from hxd.daemon.rollout.phases import Phase, Step
+from hxd.daemon.rollout.reasons import DEATHS
 from hxd.daemon.rollout.record import Ask, Deployed, Record
 from hxd.daemon.rollout.rollout import Refused, Rollout, describe
 from hxd.daemon.rollout.trial import LOOK_EVERY, Contest
@@ -43,8 +44,6 @@ from hxd.errors import CallerError, HxdError, ModelNotFound
 
 log = logging.getLogger("hxd.rollout")
 
-# ATTACKS 4: at most two workers die of a bad version.
-FATAL_DEATHS = 2
 # A worker quantizes its file first, where it has to; that has a time limit of its own.
 COMING_UP = 3600.0
 YIELD_BOUND = 120.0  # seconds beyond the drain in which the old release must be gone
@@ -646,7 +645,7 @@ class Rollouts:
             deployment.end()
             if deployment.current is candidate:
                 deployment.shift(rollout.former)
-            crashed = self._deaths[candidate.source.key] - rollout.deaths >= FATAL_DEATHS
+            crashed = self._deaths[candidate.source.key] - rollout.deaths >= DEATHS
             self._retire(deployment, candidate)
             if crashed:
                 await self._condemn(candidate.source, why, rollout.former.source)
@@ -731,7 +730,7 @@ class Rollouts:
         if candidate is None or candidate is rollout.former:
             return
         key = candidate.source.key
-        if self._deaths[key] - rollout.deaths >= FATAL_DEATHS and rollout.phase is not Phase.TRIAL:
+        if self._deaths[key] - rollout.deaths >= DEATHS and rollout.phase is not Phase.TRIAL:
             problems = "; ".join(self._means.supervisor.problems(key)) or "it gave no reason"
             raise Refused(f"its workers die: {problems}")
 

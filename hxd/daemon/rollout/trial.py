@@ -9,12 +9,12 @@ from typing import Any
 from hxd.clock import Clock
 from hxd.daemon.request.deployment import Outcome, Served
 from hxd.daemon.rollout.golden import DEFAULT, Golden
+from hxd.daemon.rollout.reasons import DEATHS
 from hxd.daemon.rollout.record import Ask
 from hxd.daemon.rollout.sample import Sample
 from hxd.daemon.rollout.verdict import Decision, Judge, Plan, Verdict
 from hxd.errors import Fault
 
-FATAL_DEATHS = 2
 # The judge spends by what is known, however often it is asked; this is how soon limits are seen.
 LOOK_EVERY = 0.5
 
@@ -60,7 +60,7 @@ class Contest:
         if not self._ask.compare:
             return self._judge.look(*self.samples, self.elapsed, deaths)
         words = None
-        if deaths >= FATAL_DEATHS:
+        if deaths >= DEATHS:
             words = f"{deaths} workers of the second version have died"
         elif self.elapsed >= self._ask.seconds:
             words = "the time of the comparison is over"

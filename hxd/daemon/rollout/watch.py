@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from hxd.clock import Clock
 from hxd.daemon.request.deployment import Deployment, Outcome, Served, Tally
+from hxd.daemon.rollout.reasons import DEATHS
 
-FATAL_DEATHS = 2
 # As a breaker has it (DESIGN 6): before so many requests nothing is said by their errors; then more
 # than this part is too much, unless it was no better before.
 LEAST_REQUESTS = 20
@@ -47,7 +47,7 @@ class Watch:
     def trouble(self, deaths: int) -> str | None:
         """Why the current release should go; `deaths` are those of its workers that nothing outside
         was the cause of, since it came into service."""
-        if deaths >= FATAL_DEATHS:
+        if deaths >= DEATHS:
             return f"{deaths} of its workers have died since it came into service"
         now, former = self.current.tally, self.former.tally
         requests, failed = now.requests - self._before.requests, now.failed - self._before.failed
