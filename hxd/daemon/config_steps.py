@@ -18,8 +18,9 @@ from hxd.daemon.request.deployment import Deployment
 from hxd.daemon.request.models import flatten
 from hxd.daemon.request.releases import Releases
 from hxd.daemon.rollout.phases import Phase
+from hxd.daemon.rollout.reasons import DEATHS
 from hxd.daemon.rollout.record import Ask, fingerprint
-from hxd.daemon.rollout.rollouts import COMING_UP, FATAL_DEATHS, Rollouts
+from hxd.daemon.rollout.rollouts import COMING_UP, Rollouts
 from hxd.daemon.store.sources import AS_CONFIGURED, Source, SourceError
 from hxd.daemon.supervise.lifecycle import State
 from hxd.daemon.supervise.memory import Room, automatic_budget
@@ -216,7 +217,7 @@ class Steps:
             if all(replica.takes for replica in new):
                 return
             problems = "; ".join(means.supervisor.problems(source.key)) or "it gave no reason"
-            if sum(self._deaths[replica.id] for replica in new) >= FATAL_DEATHS:
+            if sum(self._deaths[replica.id] for replica in new) >= DEATHS:
                 raise Worse(f"models.{name}: its workers die: {problems}")
             if means.clock.now() >= deadline:
                 raise Worse(f"models.{name}: its workers do not come up: {problems}")
