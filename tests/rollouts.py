@@ -419,6 +419,11 @@ def load(self, request):
     time.sleep(0.8)
     return super().load(request)
 """
+IS_SLOW_TO_ANSWER = """
+def add(self, sequence):
+    time.sleep(0.2)
+    super().add(sequence)
+"""
 FAILS_A_FIFTH = """
 def client(self, sequence):
     if Parrot.asked % 5 == 0:

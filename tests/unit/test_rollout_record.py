@@ -32,6 +32,7 @@ asks = st.builds(
     by_conversation=st.booleans(),
     began=finite,
     attempts=st.integers(0, 9),
+    back=st.booleans(),
     blame=st.booleans(),
     fresh=st.booleans(),
     why=text,
@@ -132,9 +133,11 @@ def test_a_save_that_fails_leaves_what_was_there(
 def test_what_is_recorded_counts_until_the_configuration_says_otherwise(tmp_path: Path) -> None:
     before = ModelSettings(source="builtin:demo", variants=("q8_0",))
     found = Record(tmp_path)
-    chosen = Deployed(fingerprint(before), Choice(version=1), (AS_CONFIGURED,))
+    chosen = Deployed(fingerprint(before), Choice(version=1), (Choice(version=3),))
     found.save({"m": chosen})
-    assert found.of("m", before) == chosen
+    # If that can't be had, nor anything before it, the configuration is the last resort.
+    counts = Deployed(fingerprint(before), Choice(version=1), (AS_CONFIGURED, *chosen.former))
+    assert found.of("m", before) == counts
     assert found.of("other", before) == Deployed(fingerprint(before), AS_CONFIGURED)
     for changed in (
         ModelSettings(source="builtin:demo@1", variants=("q8_0",)),
@@ -143,4 +146,4 @@ def test_what_is_recorded_counts_until_the_configuration_says_otherwise(tmp_path
     ):
         assert found.of("m", changed) == Deployed(fingerprint(changed), AS_CONFIGURED)
     grown = ModelSettings(source="builtin:demo", variants=("q8_0",), replicas=7, grace=0.0)
-    assert found.of("m", grown) == chosen
+    assert found.of("m", grown) == counts

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from hxd.config import ModelSettings
-from hxd.daemon.store.sources import Choice
+from hxd.daemon.store.sources import AS_CONFIGURED, Choice
 
 log = logging.getLogger("hxd.rollout")
 
@@ -25,9 +25,9 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """A rollout as it was asked for. `share`, 0 to 1, of the clients get the new release for
     `seconds`, until at least `at_least` requests of it are seen; None swaps at once. `compare`: two
     versions stay side by side, and nothing is decided. `mode` is `auto`, `availability` or
-    `resource`. `began` is in Unix seconds, `attempts` counts daemons that have tried. `blame`: what
-    serves now is not to be kept. `fresh`: the configuration has changed, and what was before is no
-    longer to be had."""
+    `resource`. `began` is in Unix seconds, `attempts` counts daemons that have tried. `back`: to
+    what was before. `blame`: what serves now is not to be kept. `fresh`: the configuration has
+    changed, and what was before is no longer to be had."""
 
     model: str
     choice: Choice
@@ -39,6 +39,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     by_conversation: bool = False
     began: float = 0.0
     attempts: int = 0
+    back: bool = False
     blame: bool = False
     fresh: bool = False
     why: str = "asked for"
@@ -79,12 +80,14 @@ class Record:
             self.models = {}
 
     def of(self, name: str, settings: ModelSettings) -> Deployed:
-        """What counts for a model: what is recorded, or what is configured if that has changed."""
+        """What counts for a model: what is recorded, and if nothing of that can be had, or the
+        configuration has changed, what is configured."""
         configured = fingerprint(settings)
         found = self.models.get(name)
         if found is None or found.configured != configured:
-            return Deployed(configured, Choice())
-        return found
+            return Deployed(configured, AS_CONFIGURED)
+        # What was chosen may be gone by now, and all that was before it.
+        return msgspec.structs.replace(found, former=(AS_CONFIGURED, *found.former))
 
     def save(self, models: dict[str, Deployed]) -> None:
         """Raises `OSError`, and then nothing has changed."""

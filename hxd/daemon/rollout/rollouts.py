@@ -35,6 +35,7 @@ from hxd.daemon.rollout.trial import LOOK_EVERY, Contest
 from hxd.daemon.rollout.verdict import Decision
 from hxd.daemon.rollout.watch import Watch
 from hxd.daemon.store.faults import StoreError
+from hxd.daemon.store.plugins import AUTO
 from hxd.daemon.store.sources import AS_CONFIGURED, Choice, Source, SourceError
 from hxd.daemon.supervise.lifecycle import State
 from hxd.daemon.supervise.memory import Room
@@ -178,7 +179,8 @@ class Rollouts:
                 status=409,
                 code="nothing_to_roll_back_to",
             )
-        return await self.begin(Ask(model=model, choice=former[-1], why=why, blame=blame))
+        ask = Ask(model=model, choice=former[-1], why=why, back=True, blame=blame)
+        return await self.begin(ask)
 
     def promote(self, model: str) -> Rollout:
         """End the trial in favour of the candidate. Raises `CallerError` without one."""
@@ -555,9 +557,9 @@ class Rollouts:
         if rollout.ask.fresh or candidate is rollout.former:
             # Of another configuration there is nothing: what was chosen under it is forgotten.
             former = deployed.former
-        elif deployed.former and choice == deployed.former[-1]:
-            # A rollback: what it leaves is not what the next one should come back to.
-            former = deployed.former[:-1]
+        elif rollout.ask.back or rollout.ask.blame:
+            # What it leaves is not what the next one should come back to.
+            former = deployed.former[: -1 if choice in deployed.former[-1:] else None]
         else:
             before = pinned(deployed.choice, rollout.former.source)
             former = (*deployed.former, before)[-10:]
@@ -889,10 +891,20 @@ def _identity(source: Source) -> tuple[str, int, str, str]:
 
 
 def pinned(choice: Choice, source: Source) -> Choice:
-    """The choice that leads to just this source, wherever labels point later."""
-    if source.held is None:
-        return choice
-    return Choice(source.version, choice.variant, choice.plugin)
+    """The choice that leads to just this source, wherever labels point later and whatever is
+    installed. `choice` is what led to it, unless something else serves in its place."""
+    plugin = source.plugin
+    if (
+        choice.version not in (None, source.version)
+        or choice.variant not in (None, source.variant)
+        or choice.plugin not in (None, AUTO, plugin.manifest.name, plugin.reference)
+    ):
+        choice = Choice(None, source.variant, source.settings.plugin)
+    return Choice(
+        choice.version if source.held is None else source.version,
+        choice.variant,
+        plugin.reference if plugin.source == "installed" else choice.plugin,
+    )
 
 
 def _sized(source: Source, replicas: int) -> Source:
