@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import re
@@ -224,7 +225,7 @@ async def test_no_request_of_20_clients_fails_while_versions_come_and_go(demo: D
     others = [EMBEDDINGS] if MINILM.exists() else []
     clients = Clients(demo, DEMO, telling())
     async with clients.asking(20, *others) as seen:
-        for asked in (1, None, "q8_0", None, 1, "f16@2"):
+        for asked in (1, None, "q8_0", "f16"):
             done = await (rollback(demo, DEMO) if asked is None else swap(demo, DEMO, asked))
             assert done["phase"] == "done", done
     seen.check()
@@ -234,28 +235,26 @@ async def test_no_request_of_20_clients_fails_while_versions_come_and_go(demo: D
 async def test_nor_while_workers_are_killed_meanwhile(demo: Daemon) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed={seed}")  # noqa: T201 - so that a failure can be seen again
-    choice, clients, ended = random.Random(seed), Clients(demo, DEMO, telling()), asyncio.Event()
+    choice, clients = random.Random(seed), Clients(demo, DEMO, telling())
     clients.mixed_allowed = True
 
-    async def kill() -> int:
-        count = 0
-        while not ended.is_set():
+    async def kill(count: int) -> None:
+        while count:
             pids = [row["pid"] for row in await replicas(demo, DEMO) if row["pid"]]
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, IndexError):
                 os.kill(choice.choice(pids), KILL)
-                count += 1
-            await clients.seen.more(25)
-        return count
+                count -= 1
+            await clients.seen.more(20)
 
     async with clients.asking(10) as seen:
-        killer = asyncio.create_task(kill())
-        for asked in (1, None, 1, 2):
+        killing = asyncio.create_task(kill(6))
+        for asked in itertools.cycle((1, None)):
             done = await (rollback(demo, DEMO) if asked is None else swap(demo, DEMO, asked))
             assert done["phase"] == "done", done
-        ended.set()
-        kills = await killer
+            if killing.done() and asked is None:
+                break
+        await killing
     seen.check()
-    assert kills > 3
 
 
 # --- versions that turn out bad

@@ -641,6 +641,9 @@ class Rollouts:
     async def _take_back(self, rollout: Rollout, why: str) -> None:
         means, deployment = self._means, self._means.deployments[rollout.model]
         rollout.reason = why
+        if rollout.phase is Phase.PREPARING:
+            # With the next step it is over; who waits for that may begin the next one at once.
+            await self._remember(rollout.model, pending=None)
         self._step(rollout, Step.FAILED, why)
         candidate = rollout.candidate
         if candidate is not None and candidate is not rollout.former:
@@ -653,9 +656,8 @@ class Rollouts:
                 await self._condemn(candidate.source, why, rollout.former.source)
         if rollout.yielded:
             await self._bring_back(rollout)
-        # Before it is over: who waits for that may begin the next one at once.
-        await self._remember(rollout.model, pending=None)
         if rollout.running:
+            await self._remember(rollout.model, pending=None)
             self._step(rollout, Step.BACK, f"{describe(deployment.current)} serves")
         means.events.counts["rollout", "taken_back"] += 1
 
