@@ -93,6 +93,17 @@ def test_what_is_over_or_goes_back_already_is_not_aborted(phase: Phase) -> None:
     assert one.aborted is None
 
 
+def test_workers_that_come_up_can_be_waited_for_no_more_until_it_is_committed() -> None:
+    one = rollout()
+    one.phase = Phase.PROMOTING
+    one.abort("it takes too long")
+    assert one.aborted == "it takes too long"
+    one = rollout()
+    one.phase, one.committed = Phase.PROMOTING, True
+    with pytest.raises(CallerError, match="promoting already"):
+        one.abort("too late")
+
+
 def test_the_first_reason_to_abort_stays() -> None:
     one = rollout()
     one.phase = Phase.LOADING

@@ -26,8 +26,9 @@ class Refused(Exception):
 class Rollout:
     """`candidate` is the release that is to come, `former` the one that was in service when it
     began. `reason` says why it was taken back, `aborted` why it is to be. `deaths` is how often the
-    candidate's workers had died before. `yielded`: the former was ended to make room; `usual` is
-    the share of golden prompts that it was right about until then. Times are Unix seconds."""
+    candidate's workers had died before. `yielded`: the former was ended to make room; `committed`:
+    only another rollout leads back; `usual` is the share of golden prompts that the former was
+    right about until it ended. Times are Unix seconds."""
 
     ask: Ask
     former: Served
@@ -42,6 +43,7 @@ class Rollout:
     candidate: Served | None = None
     deaths: int = 0
     yielded: bool = False
+    committed: bool = False
     usual: float | None = None
     verdict: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
@@ -75,7 +77,7 @@ class Rollout:
 
     def abort(self, why: str) -> None:
         """Raises `CallerError` when it is too late."""
-        if not self.running or self.phase in (Phase.ROLLING_BACK, Phase.PROMOTING):
+        if self.committed or not self.running or self.phase is Phase.ROLLING_BACK:
             raise CallerError(
                 f"the rollout of {self.model!r} is {self.phase.value} already",
                 status=409,

@@ -551,6 +551,9 @@ class Rollouts:
 
     async def _commit(self, rollout: Rollout, deployment: Deployment) -> None:
         """From here on it is in service, also for the next daemon."""
+        if rollout.aborted is not None:
+            raise Refused(rollout.aborted)
+        rollout.committed = True
         candidate = _candidate(rollout)
         model, choice = rollout.model, rollout.ask.choice
         deployed = self._deployed(model)
