@@ -58,8 +58,10 @@ from hxd.daemon.request.releases import Releases
 from hxd.daemon.request.strand import Setting
 from hxd.daemon.request.tokenize import Tokenization
 from hxd.daemon.rollout.golden import Golden, GoldenError, parse
+from hxd.daemon.rollout.guard import Guard
+from hxd.daemon.rollout.means import Means
 from hxd.daemon.rollout.record import Record, fingerprint
-from hxd.daemon.rollout.rollouts import Means, Rollouts
+from hxd.daemon.rollout.rollouts import Rollouts
 from hxd.daemon.rollout.validation import Means as Trying
 from hxd.daemon.rollout.validation import Validation
 from hxd.daemon.store.faults import Corrupt, StoreError
@@ -297,21 +299,21 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             labels.of,
         )
         setting = Setting(clock, metrics, supervisor, poison, rng)
-        rollouts = Rollouts(
-            Means(
-                served,
-                status.refused,
-                releases,
-                supervisor,
-                room,
-                setting,
-                inspection.record,
-                events,
-                clock,
-                lambda: live.limits.drain,
-                *_store_means(live, stores),
-            )
+        means = Means(
+            served,
+            status.refused,
+            releases,
+            supervisor,
+            room,
+            setting,
+            inspection.record,
+            events,
+            clock,
+            lambda: live.limits.drain,
+            *_store_means(live, stores),
         )
+        rollouts = Rollouts(means)
+        guard = Guard(means, rollouts)
         stack.push_async_callback(rollouts.aclose)
         status.rollouts, status.kept_for = rollouts.all, rollouts.warm_for
         events.listeners.append(lambda event: metrics.event(event.kind, event.step))
@@ -395,7 +397,7 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             reconfiguration,
             jobs,
             events,
-            (prober.run, herald.run, events.run, rollouts.guard, plugin_watch.run, labels.run),
+            (prober.run, herald.run, events.run, guard.run, plugin_watch.run, labels.run),
             config.listen.http.host,
             port,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hxd.config import ModelSettings
-from hxd.daemon.rollout.rollouts import pinned, same
+from hxd.daemon.rollout.targets import pinned, same
 from hxd.daemon.store.sources import AS_CONFIGURED, Choice, Source
 from tests.rollouts import a_source
 

@@ -13,6 +13,7 @@ from hxd.daemon.rollout.golden import Outcome as Judged
 from hxd.daemon.rollout.phases import OVER, Phase, Step, after
 from hxd.daemon.rollout.record import Ask
 from hxd.daemon.rollout.sample import Sample, compare
+from hxd.daemon.rollout.targets import named
 from hxd.errors import CallerError
 
 MOST_STEPS = 50
@@ -118,7 +119,4 @@ class Rollout:
 
 
 def describe(served: Served) -> str:
-    """`name:variant@version`, and the plugin where that says more."""
-    source = served.source
-    plugin = source.plugin.manifest
-    return f"{source.name}:{source.variant}@{source.version} ({plugin.name} {plugin.version})"
+    return named(served.source)

@@ -13,34 +13,30 @@ import contextlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from hxd.clock import Clock
-from hxd.daemon.events import Events
 from hxd.daemon.request.deployment import Deployment, Served, Trial
-from hxd.daemon.request.releases import Releases
-from hxd.daemon.request.strand import Setting
 from hxd.daemon.rollout import questions
 from hxd.daemon.rollout.golden import DEFAULT, Golden
 from hxd.daemon.rollout.golden import Outcome as Judged
+from hxd.daemon.rollout.ledger import Ledger
+from hxd.daemon.rollout.means import Means
 from hxd.daemon.rollout.phases import Phase, Step
 from hxd.daemon.rollout.reasons import DEATHS
-from hxd.daemon.rollout.record import Ask, Deployed, Record
+from hxd.daemon.rollout.record import Ask
 from hxd.daemon.rollout.rollout import Refused, Rollout, describe
+from hxd.daemon.rollout.targets import identity, named, no_room, part, pinned, same, sized
 from hxd.daemon.rollout.trial import LOOK_EVERY, Contest
 from hxd.daemon.rollout.verdict import Decision
 from hxd.daemon.rollout.watch import Watch
 from hxd.daemon.store.faults import StoreError
-from hxd.daemon.store.plugins import AUTO
-from hxd.daemon.store.sources import AS_CONFIGURED, Choice, Source, SourceError
+from hxd.daemon.store.sources import Choice, Source, SourceError
 from hxd.daemon.supervise.lifecycle import State
-from hxd.daemon.supervise.memory import Room
 from hxd.daemon.supervise.replica import Replica
-from hxd.daemon.supervise.supervisor import Supervisor
 from hxd.errors import CallerError, HxdError, ModelNotFound
 
 log = logging.getLogger("hxd.rollout")
@@ -53,33 +49,6 @@ MOST_ATTEMPTS = 3
 FIRST_PROMPTS = 64
 
 
-@dataclass(frozen=True)
-class Means:
-    """What rollouts work with. `refused` are the models that can't be served as configured. `drain`
-    is the bound of a drain in seconds. `configured` is what the configuration says of a model in
-    the words of `record.fingerprint`; `resolve` finds what a model loads under a choice; `golden`
-    the prompts of a release; `label` moves a label in the store; `condemn` marks a bad version
-    there. All may raise `StoreError`."""
-
-    deployments: dict[str, Deployment]
-    refused: dict[str, SourceError]
-    releases: Releases
-    supervisor: Supervisor
-    room: Room
-    setting: Setting
-    record: Record
-    events: Events
-    clock: Clock
-    drain: Callable[[], float]
-    configured: Callable[[str], str]
-    shelf: Callable[[str], str | None]
-    resolve: Callable[[str, Choice], Awaitable[Source]]
-    others: Callable[[str], Awaitable[list[Choice]]]
-    golden: Callable[[Source], Awaitable[Golden | None]]
-    label: Callable[[Source, str], Awaitable[None]]
-    condemn: Callable[[Source, str], Awaitable[None]]
-
-
 class Rollouts:
     def __init__(self, means: Means) -> None:
         self._means = means
@@ -89,8 +58,9 @@ class Rollouts:
         self._tasks: set[asyncio.Task[None]] = set()
         self._deaths: Counter[str] = Counter()
         self._numbers: Counter[str] = Counter()
-        self._saving = asyncio.Lock()
-        self._given_up: set[tuple[str, int, str, str]] = set()
+        self.ledger = Ledger(means.record, means.configured)
+        # Told what has come into service: `targets.identity`.
+        self.arrived: list[Callable[[tuple[str, int, str, str]], None]] = []
         self._turns: list[asyncio.Future[None]] = []
         means.supervisor.listeners.append(self._changed)
 
@@ -99,6 +69,9 @@ class Rollouts:
     def of(self, model: str) -> Rollout | None:
         """The rollout that runs, or the last one."""
         return self._running.get(model) or self._last.get(model)
+
+    def running(self, model: str) -> Rollout | None:
+        return self._running.get(model)
 
     def all(self) -> list[Rollout]:
         return list((self._last | self._running).values())
@@ -109,14 +82,14 @@ class Rollouts:
         return None if watch is None else watch.left
 
     def former(self, model: str) -> list[Choice]:
-        return list(self._deployed(model).former)
+        return list(self.ledger.of(model).former)
 
     def choice(self, model: str) -> Choice:
         """What leads to the release in service, whatever else changes."""
         if model in self._means.refused:
-            return self._deployed(model).choice
+            return self.ledger.of(model).choice
         deployment = self._deployment(model)
-        return pinned(self._deployed(model).choice, deployment.current.source)
+        return pinned(self.ledger.of(model).choice, deployment.current.source)
 
     def shelf(self, model: str) -> str | None:
         """The name of the model's versions in the store."""
@@ -134,7 +107,7 @@ class Rollouts:
         self._running[ask.model] = rollout
         try:
             source = await self._resolve(ask)
-            rollout.target = _describe(source)
+            rollout.target = named(source)
             if ask.share is not None and same(source, deployment.current.source):
                 raise CallerError(
                     f"{rollout.target} is what {ask.model!r} serves already",
@@ -143,12 +116,12 @@ class Rollouts:
                 )
             ask = msgspec.structs.replace(ask, began=rollout.began)
             rollout.ask = ask
-            await self._remember(ask.model, pending=ask)
+            await self.ledger.write(ask.model, pending=ask)
         except BaseException:
             self._running.pop(ask.model, None)
             raise
         self._told(rollout, "begins")
-        self._run(self._live(rollout, source), f"rollout-{ask.model}")
+        self.spawn(self._live(rollout, source), f"rollout-{ask.model}")
         return rollout
 
     async def _accept(self, ask: Ask) -> Rollout:
@@ -158,7 +131,7 @@ class Rollouts:
         await self.introduce(model, source)
         self._means.refused.pop(model, None)
         served = self._means.deployments[model].current
-        rollout = Rollout(ask, served, self._means.clock.wall(), _describe(source))
+        rollout = Rollout(ask, served, self._means.clock.wall(), named(source))
         rollout.candidate, self._last[model] = served, rollout
         self._step(rollout, Step.WARM, "nothing of it was served before")
         await self._commit(rollout, self._means.deployments[model])
@@ -171,7 +144,7 @@ class Rollouts:
         if (running := self._running.get(model)) is not None:
             running.abort(why)
             return running
-        former = self._deployed(model).former
+        former = self.ledger.of(model).former
         if not former:
             raise CallerError(
                 f"there is nothing before what {model!r} serves now; hxctl swap {model} VERSION "
@@ -207,11 +180,11 @@ class Rollouts:
         """Take up what a former daemon left unfinished; what has failed so several times is taken
         back."""
         for model in list(self._means.deployments):
-            pending = self._deployed(model).pending
+            pending = self.ledger.of(model).pending
             if pending is None:
                 continue
             if pending.attempts + 1 >= MOST_ATTEMPTS:
-                await self._remember(model, pending=None)
+                await self.ledger.write(model, pending=None)
                 self._means.events.record(
                     "rollout", model, "rolled_back",
                     reason=f"the daemon ended {MOST_ATTEMPTS} times in the middle of it",
@@ -231,65 +204,15 @@ class Rollouts:
             try:
                 await self.begin(again)
             except HxdError as error:
-                await self._remember(model, pending=None)
+                await self.ledger.write(model, pending=None)
                 self._means.events.record("rollout", model, "rolled_back", reason=str(error))
 
     async def settle(self) -> None:
         """Labels that models follow point at what is in service: a daemon may have died between
         the one and the other."""
         for deployment in self._means.deployments.values():
-            if self._deployed(deployment.name).choice.version is not None:
+            if self.ledger.of(deployment.name).choice.version is not None:
                 await self._label(deployment.current.source)
-
-    async def guard(self) -> None:
-        """Looks for models whose version dies again and again, or may not start, long after it came
-        into service or since the start; never ends by itself."""
-        while True:
-            await self._turn()
-            for deployment in list(self._means.deployments.values()):
-                if deployment.name not in self._running and self._lost(deployment.current):
-                    self._given_up.add(_identity(deployment.current.source))
-                    self._run(self._rescue(deployment), f"rescue-{deployment.name}")
-
-    def _lost(self, served: Served) -> bool:
-        now = self._means.clock.now()
-        replicas = self._means.supervisor.replicas.get(served.source.key, [])
-        return (
-            _identity(served.source) not in self._given_up
-            and bool(replicas)
-            and not any(replica.takes for replica in replicas)
-            and (
-                all(
-                    replica.restart.crash_loop(now, None) and not replica.blameless
-                    for replica in replicas
-                )
-                or all(replica.barred and replica.state is State.FAILED for replica in replicas)
-            )
-        )
-
-    async def _rescue(self, deployment: Deployment) -> None:
-        """Serve what served before, or another whole version. The one that is lost is condemned
-        when that has succeeded: where nothing can be served, it is not the version's fault."""
-        model, source = deployment.name, deployment.current.source
-        problems = "; ".join(self._means.supervisor.problems(source.key)) or "it gave no reason"
-        why = f"by itself: its workers die: {problems}"
-        for choice in (
-            *reversed(self._deployed(model).former),
-            *await self._means.others(model),
-        ):
-            try:
-                other = await self._means.resolve(model, choice)
-                if same(other, source):
-                    continue
-                rollout = await self.begin(
-                    Ask(model=model, choice=choice, mode="resource", blame=True, why=why)
-                )
-                await rollout.over.wait()
-                if rollout.phase is Phase.DONE:
-                    await self._condemn(source, why, other)
-                    return
-            except (SourceError, HxdError) as error:
-                log.warning("model=%s can't go back to %s: %s", model, choice, error)
 
     async def aclose(self) -> None:
         """The daemon ends; what runs is taken up by the next one."""
@@ -305,12 +228,12 @@ class Rollouts:
         if source.estimate * source.settings.replicas > means.room.left:
             need = source.estimate * source.settings.replicas
             raise CallerError(
-                _no_room(need, means.room.left), param="source", status=409, code="no_room"
+                no_room(need, means.room.left), param="source", status=409, code="no_room"
             )
         source = replace(source, release=self._release_name(model))
         means.supervisor.add(source)
         means.deployments[model] = Deployment(model, means.releases.open(source))
-        means.events.record("model", model, "starts", to=_describe(source))
+        means.events.record("model", model, "starts", to=named(source))
 
     async def remove(self, model: str) -> None:
         """The model leaves the configuration: its workers finish what they have."""
@@ -322,7 +245,7 @@ class Rollouts:
         self._unwatch(model)
         for served in list(deployment.releases()):
             self._retire(deployment, served)
-        await self._remember(model, forget=True)
+        await self.ledger.write(model, forget=True)
 
     def in_use(self) -> list[Source]:
         """What has workers, or may get them back by a rollback."""
@@ -380,7 +303,7 @@ class Rollouts:
         """Decide how, and in the worse case end the old release first."""
         means, ask = self._means, rollout.ask
         share = 1.0 if ask.share is None else ask.share
-        need = source.estimate * _part(source, share)
+        need = source.estimate * part(source, share)
         if (warm := deployment.warm) is not None:
             # One former release is kept at most.
             self._unwatch(rollout.model)
@@ -392,18 +315,16 @@ class Rollouts:
         rollout.mode = ask.mode if ask.mode != "auto" else "availability" if fits else "resource"
         if rollout.mode == "availability":
             if not fits:
-                raise Refused(_no_room(need, means.room.left))
-            rollout.candidate = self._open(deployment, source, _part(source, 0.0))
+                raise Refused(no_room(need, means.room.left))
+            rollout.candidate = self._open(deployment, source, part(source, 0.0))
             self._step(rollout, Step.ROOM, f"{need / 1e6:.0f} MB beside the old release")
             return
         if ask.share is not None:
-            raise Refused(
-                f"a canary needs both versions at once. {_no_room(need, means.room.left)}"
-            )
+            raise Refused(f"a canary needs both versions at once. {no_room(need, means.room.left)}")
         former = rollout.former
         freed = former.source.estimate * len(means.supervisor.replicas[former.source.key])
         if need > means.room.left + freed:
-            raise Refused(_no_room(need, means.room.left + freed))
+            raise Refused(no_room(need, means.room.left + freed))
         if await means.golden(source) is None:
             rollout.usual = await self._usual(rollout)
         self._step(rollout, Step.NO_ROOM, "the old release finishes first; new requests wait")
@@ -412,7 +333,7 @@ class Rollouts:
         bound = means.drain() + YIELD_BOUND
         await self._until(rollout, lambda: self._rests(former), bound=bound)
         self._step(rollout, Step.YIELDED)
-        rollout.candidate = self._open(deployment, source, _part(source, 0.0))
+        rollout.candidate = self._open(deployment, source, part(source, 0.0))
 
     def _rests(self, served: Served) -> bool:
         replicas = self._means.supervisor.replicas.get(served.source.key, ())
@@ -421,7 +342,7 @@ class Rollouts:
     def _open(self, deployment: Deployment, source: Source, replicas: int) -> Served:
         """A release with its first workers, which gets no requests yet."""
         means = self._means
-        source = replace(_sized(source, replicas), release=self._release_name(deployment.name))
+        source = replace(sized(source, replicas), release=self._release_name(deployment.name))
         means.supervisor.add(source)
         served = means.releases.open(source)
         deployment.adopt(served)
@@ -483,8 +404,8 @@ class Rollouts:
         """The trial, until it is won; raises `Refused` when it is lost."""
         means, ask, candidate = self._means, rollout.ask, _candidate(rollout)
         share = ask.share or 0.0
-        if _part(source, share) > 1:
-            await self._strengthen(rollout, _sized(source, _part(source, share)))
+        if part(source, share) > 1:
+            await self._strengthen(rollout, sized(source, part(source, share)))
         golden = await means.golden(candidate.source) or DEFAULT
         if not questions.generates(candidate, means.setting):
             golden = Golden(())
@@ -535,7 +456,7 @@ class Rollouts:
         have = len(means.supervisor.replicas.get(key, ()))
         more = source.estimate * (source.settings.replicas - have)
         if more > means.room.left and rollout.mode != "resource":
-            raise Refused(_no_room(more, means.room.left))
+            raise Refused(no_room(more, means.room.left))
         self._arrange(candidate, source)
         await self._until(
             rollout,
@@ -556,7 +477,7 @@ class Rollouts:
         rollout.committed = True
         candidate = _candidate(rollout)
         model, choice = rollout.model, rollout.ask.choice
-        deployed = self._deployed(model)
+        deployed = self.ledger.of(model)
         if rollout.ask.fresh or candidate is rollout.former:
             # Of another configuration there is nothing: what was chosen under it is forgotten.
             former = deployed.former
@@ -566,7 +487,7 @@ class Rollouts:
         else:
             before = pinned(deployed.choice, rollout.former.source)
             former = (*deployed.former, before)[-10:]
-        await self._remember(
+        await self.ledger.write(
             model, pending=None, choice=pinned(choice, candidate.source), former=former
         )
         goes = rollout.ask.blame or rollout.yielded
@@ -575,7 +496,8 @@ class Rollouts:
             if rollout.former in deployment.others and not goes:
                 deployment.warm = rollout.former
         await self._label(candidate.source)
-        self._given_up.discard(_identity(candidate.source))
+        for listener in self.arrived:
+            listener(identity(candidate.source))
         if rollout.ask.blame:
             rollout.reason = rollout.ask.why
         self._step(rollout, Step.SHIFTED, describe(candidate))
@@ -594,7 +516,7 @@ class Rollouts:
         watch = Watch(deployment, former, current, self._means.clock, current.source.settings.grace)
         self._watches[deployment.name] = watch
         current.heard = watch.heard
-        watch.task = self._run(self._watch(watch), f"warm-{deployment.name}")
+        watch.task = self.spawn(self._watch(watch), f"warm-{deployment.name}")
 
     async def _watch(self, watch: Watch) -> None:
         """Until the grace period is over; a version that fails in it is taken back."""
@@ -604,7 +526,7 @@ class Rollouts:
             await watch.nap(min(left, 1.0))
             why = watch.trouble(self._excess(watch.current, watch.former) - deaths)
             if why is not None and deployment.name not in self._running:
-                self._run(self._give_up_on(watch, why), f"rollback-{deployment.name}")
+                self.spawn(self._give_up_on(watch, why), f"rollback-{deployment.name}")
                 return
         if self._watches.get(deployment.name) is watch:
             self._unwatch(deployment.name)
@@ -615,12 +537,12 @@ class Rollouts:
 
     async def _give_up_on(self, watch: Watch, why: str) -> None:
         source = watch.current.source
-        if not self._deployed(watch.deployment.name).former:
+        if not self.ledger.of(watch.deployment.name).former:
             self._revert(watch, why)
             return
         try:
             await self.roll_back(watch.deployment.name, f"by itself: {why}", blame=True)
-            await self._condemn(source, why, watch.former.source)
+            await self.condemn(source, why, watch.former.source)
         except HxdError as error:
             log.error("model=%s can't be rolled back: %s", watch.deployment.name, error)
 
@@ -646,7 +568,7 @@ class Rollouts:
         rollout.reason = why
         if rollout.phase is Phase.PREPARING:
             # With the next step it is over; who waits for that may begin the next one at once.
-            await self._remember(rollout.model, pending=None)
+            await self.ledger.write(rollout.model, pending=None)
         self._step(rollout, Step.FAILED, why)
         candidate = rollout.candidate
         if candidate is not None and candidate is not rollout.former:
@@ -656,11 +578,11 @@ class Rollouts:
             crashed = self._deaths[candidate.source.key] - rollout.deaths >= DEATHS
             self._retire(deployment, candidate)
             if crashed:
-                await self._condemn(candidate.source, why, rollout.former.source)
+                await self.condemn(candidate.source, why, rollout.former.source)
         if rollout.yielded:
             await self._bring_back(rollout)
         if rollout.running:
-            await self._remember(rollout.model, pending=None)
+            await self.ledger.write(rollout.model, pending=None)
             self._step(rollout, Step.BACK, f"{describe(deployment.current)} serves")
         means.events.counts["rollout", "taken_back"] += 1
 
@@ -670,7 +592,7 @@ class Rollouts:
         supervisor, former, candidate = self._means.supervisor, rollout.former, rollout.candidate
         key = candidate.source.key if candidate is not None else ""
         while key in supervisor.replicas or not self._rests(former):
-            await self._turn()
+            await self.turn()
         supervisor.start(former.source.key)
 
     def _retire(self, deployment: Deployment, served: Served) -> None:
@@ -679,11 +601,11 @@ class Rollouts:
         served.heard = None
         deployment.forget(served)
         self._means.supervisor.retire(key)
-        self._run(self._gone(served), f"retire-{key}")
+        self.spawn(self._gone(served), f"retire-{key}")
 
     async def _gone(self, served: Served) -> None:
         while served.source.key in self._means.supervisor.replicas:
-            await self._turn()
+            await self.turn()
         self._means.releases.close(served)
         self._deaths.pop(served.source.key, None)
 
@@ -741,7 +663,7 @@ class Rollouts:
             problems = "; ".join(self._means.supervisor.problems(key)) or "it gave no reason"
             raise Refused(f"its workers die: {problems}")
 
-    async def _turn(self) -> None:
+    async def turn(self) -> None:
         turned = asyncio.get_running_loop().create_future()
         self._turns.append(turned)
         try:
@@ -805,7 +727,7 @@ class Rollouts:
         except (StoreError, HxdError) as error:
             log.error("model=%s label %s not moved: %s", source.name, source.follows, error)
 
-    async def _condemn(self, source: Source, why: str, other: Source) -> None:
+    async def condemn(self, source: Source, why: str, other: Source) -> None:
         """Mark the version that died, where `other` serves in its place. It is not to blame if that
         is of the same version, or by another plugin."""
         if (
@@ -822,43 +744,7 @@ class Rollouts:
         except (StoreError, HxdError) as error:
             log.error("model=%s@%d not quarantined: %s", source.name, source.version, error)
 
-    def _deployed(self, model: str) -> Deployed:
-        configured = self._means.configured(model)
-        found = self._means.record.models.get(model)
-        if found is None or found.configured != configured:
-            return Deployed(configured, AS_CONFIGURED)
-        return found
-
-    async def _remember(
-        self,
-        model: str,
-        *,
-        pending: Ask | None = None,
-        choice: Choice | None = None,
-        former: tuple[Choice, ...] | None = None,
-        forget: bool = False,
-    ) -> None:
-        record = self._means.record
-        async with self._saving:
-            models = dict(record.models)
-            if forget:
-                models.pop(model, None)
-            else:
-                now = self._deployed(model)
-                models[model] = Deployed(
-                    now.configured,
-                    now.choice if choice is None else choice,
-                    now.former if former is None else former,
-                    pending,
-                )
-            try:
-                await asyncio.to_thread(record.save, models)
-            except OSError as error:
-                # It serves all the same; the next daemon will not know.
-                log.error("what is in service can't be recorded: %s", error)
-                record.models = models
-
-    def _run(self, work: Any, name: str) -> asyncio.Task[None]:
+    def spawn(self, work: Any, name: str) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
@@ -870,57 +756,6 @@ class Rollouts:
             log.error("task=%s failed", task.get_name(), exc_info=error)
 
 
-def same(one: Source, other: Source) -> bool:
-    """Whether the workers of one could stand for those of the other."""
-    return (
-        one.version == other.version
-        and one.variant == other.variant
-        and one.file == other.file
-        and one.plugin.digest == other.plugin.digest
-        and one.context == other.context
-        and _for_workers(one) == _for_workers(other)
-    )
-
-
-def _for_workers(source: Source) -> tuple[Any, ...]:
-    settings = source.settings
-    return (
-        settings.slots, settings.threads, settings.memory_limit, settings.environment,
-        settings.options,
-    )  # fmt: skip
-
-
-def _identity(source: Source) -> tuple[str, int, str, str]:
-    """Of a version and variant with its plugin, however often it is brought up."""
-    return source.name, source.version, source.variant, source.plugin.digest
-
-
-def pinned(choice: Choice, source: Source) -> Choice:
-    """The choice that leads to just this source, wherever labels point later and whatever is
-    installed. `choice` is what led to it, unless something else serves in its place."""
-    plugin = source.plugin
-    if (
-        choice.version not in (None, source.version)
-        or choice.variant not in (None, source.variant)
-        or choice.plugin not in (None, AUTO, plugin.manifest.name, plugin.reference)
-    ):
-        choice = Choice(None, source.variant, source.settings.plugin)
-    return Choice(
-        choice.version if source.held is None else source.version,
-        choice.variant,
-        plugin.reference if plugin.source == "installed" else choice.plugin,
-    )
-
-
-def _sized(source: Source, replicas: int) -> Source:
-    return replace(source, settings=replace(source.settings, replicas=replicas))
-
-
-def _part(source: Source, share: float) -> int:
-    """Workers for that share of the traffic, one at least."""
-    return max(1, math.ceil(source.settings.replicas * share - 1e-9))
-
-
 def _candidate(rollout: Rollout) -> Served:
     assert rollout.candidate is not None
     return rollout.candidate
@@ -929,15 +764,3 @@ def _candidate(rollout: Rollout) -> Served:
 def _right(found: Mapping[str, Judged]) -> float:
     right = sum(outcome is Judged.RIGHT for outcome in found.values())
     return right / len(found) if found else 1.0
-
-
-def _describe(source: Source) -> str:
-    plugin = source.plugin.manifest
-    return f"{source.name}:{source.variant}@{source.version} ({plugin.name} {plugin.version})"
-
-
-def _no_room(need: int, left: int) -> str:
-    return (
-        f"about {need / 1e6:.0f} MB are needed and {max(0, left) / 1e6:.0f} MB of the memory "
-        "budget are left; use fewer slots, a smaller variant, or raise memory.budget"
-    )
