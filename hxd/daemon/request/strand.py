@@ -302,6 +302,9 @@ class Strand:
                 then = Next.ALONE if alone else Next.ELSEWHERE
             elif proven:
                 then = Next.POISON
+        if lost.loss is Loss.MOVED and lease is not None and not self._others(lease.replica.id):
+            # Its release has no other worker: it left for another release, and not to come back.
+            self._relief()
         why = f"the worker died: {lost.why}"
         match then:
             case Next.ELSEWHERE | Next.ALONE if self._can_go_on():
