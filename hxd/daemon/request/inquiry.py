@@ -225,7 +225,11 @@ async def along(
         except (Unavailable, BackendError) as error:
             if error.code == POISONED:
                 raise
-            rest += [one for one in (served.successor, served.refuge) if one is not None]
+            after = served.successor
+            if after is not None and served.gate.hopeless and not after.gate.hopeless:
+                # It may have been left for one that is gone now.
+                asked.discard(after.source.key)
+            rest += [one for one in (after, served.refuge) if one is not None]
             rest = [one for one in rest if one.source.key not in asked]
             if not rest:
                 raise

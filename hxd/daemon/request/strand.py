@@ -123,7 +123,7 @@ class Strand:
 
     def _next_model(self) -> bool:
         """Whether another model of the chain can be asked; from here on it is."""
-        chain, after = self._chain, self._after()
+        chain, after = self._chain, self._after() or self._way_back()
         if after is None:
             return False
         self._spent.add(self.served.source.key)
@@ -147,6 +147,13 @@ class Strand:
         return next(
             (one for one in rest if one.source.key not in self._spent and self._fits(one)), None
         )
+
+    def _way_back(self) -> Served | None:
+        """What is in service instead of a release that is gone, though it was left for that one."""
+        after = None if self._strict else self.served.successor
+        if after is None or not self.served.gate.hopeless or after.gate.hopeless:
+            return None
+        return after if self._fits(after) else None
 
     def _fits(self, served: Served) -> bool:
         if self._whole or not self._told.something:
