@@ -158,6 +158,15 @@ def test_a_key_is_stuck_to_whatever_it_talks_about_and_a_conversation_to_whoever
     assert Asker("the same").part("salt") != keys[0].part("salt", by_conversation=True)
 
 
+def test_nobody_is_sent_to_a_trial_that_can_answer_no_more() -> None:
+    deployment = Deployment("m", a_release("m"))
+    canary = a_release("m", version=2, release="2")
+    deployment.begin(Trial(canary, 1.0, "a salt"))
+    assert deployment.chain(NOBODY) == [canary, deployment.current]
+    canary.gate.hopeless = True  # type: ignore[misc]
+    assert deployment.chain(NOBODY) == [deployment.current]
+
+
 def test_what_is_in_service_no_more_hands_over_to_what_is() -> None:
     old, new = a_release("m"), a_release("m", version=2, release="2")
     deployment = Deployment("m", old)

@@ -123,11 +123,10 @@ class Deployment:
     def chain(self, asker: Asker) -> list[Served]:
         """The releases that may answer, best first."""
         trial = self.trial
-        if trial is not None and asker.part(trial.salt, by_conversation=trial.by_conversation) < (
-            trial.share
-        ):
-            return [trial.served, self.current]
-        return [self.current]
+        if trial is None or trial.served.gate.hopeless:
+            return [self.current]
+        part = asker.part(trial.salt, by_conversation=trial.by_conversation)
+        return [trial.served, self.current] if part < trial.share else [self.current]
 
     def releases(self) -> Iterator[Served]:
         """Everything of it that has workers, the one in service first."""
