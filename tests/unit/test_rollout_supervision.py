@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -137,6 +138,25 @@ def test_surplus_that_is_on_its_way_up_does_not_stay() -> None:
     box.supervisor.resize(source(1, 1))
     box.settle()
     assert len(box.processes) == len(box.supervisor.replicas["m#1"]) == 1
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 3])
+def test_one_that_is_being_relieved_is_not_counted_and_its_heir_is(wanted: int) -> None:
+    box = Box()
+    box.supervisor.add(source(1, 2))
+    box.settle()
+    old = box.supervisor.replicas["m#1"][0]
+    box.supervisor.post(Renew(old, old.generation, "it is old"))
+    box.read()
+    while old.state is State.READY:
+        box.supervisor.post(box.due.pop(0))
+        box.read()
+    assert old.state is State.DRAINING
+    box.supervisor.resize(source(1, wanted))
+    box.settle()
+    states = [replica.state for replica in box.supervisor.replicas["m#1"]]
+    assert states == [State.READY] * wanted
+    assert len(box.processes) == wanted
 
 
 @settings(max_examples=200, deadline=None)

@@ -207,7 +207,11 @@ class Supervisor:
     def resize(self, source: Source) -> None:
         """Give a release as many replicas as its settings say; the others are not touched. Those
         that serve nothing yet are the first to go."""
-        mates = [r for r in self.replicas[source.key] if r.heir_to is None and not r.surplus]
+        mates = [
+            r
+            for r in self.replicas[source.key]
+            if r.heir_to is None and not r.surplus and (r.state is not State.DRAINING or r.reserved)
+        ]
         for replica in self.replicas[source.key]:
             replica.source = source
         surplus = len(mates) - source.settings.replicas
