@@ -80,6 +80,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._virtual
 
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+        """At once: a thread would take its time while this one's jumps."""
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:  # whatever it is, it is for who waits
+            future.set_exception(error)
+        return future
+
     def _wait(self, timeout: float | None) -> None:
         if timeout is None:
             raise RuntimeError(f"at {self._virtual:.3f} s everything waits for ever")
@@ -763,7 +772,7 @@ class World:
             other.state is not State.FAILED
             or other.proven
             or other.restart.deaths <= HOPEFUL_DEATHS
-            for other in self.supervisor.replicas[model]
+            for other in self.supervisor.replicas.get(model, ())
             if other is not besides and other.state not in (State.STOPPED, State.DRAINING)
         )
 
@@ -774,10 +783,17 @@ class World:
         lately.append(now)
         # Some are still on their way to the daemon, and take their part of the budget first.
         under_way = sum(now - at < 2 * self.step_time for at in lately) - 1
-        if max(under_way, self.served[worker.model].gate.budget.taken) >= BUDGET_LEAST - 1:
+        if max(under_way, self.line(worker).budget.taken) >= BUDGET_LEAST - 1:
             return True
-        mates = [w for w in self.alive() if w.model == worker.model and w is not worker]
-        return not any(w.serving and not w.replica.suspect for w in mates)
+        return not any(w.serving and not w.replica.suspect for w in self.mates(worker))
+
+    def line(self, worker: SimulatedWorker) -> Gate:
+        """Where its requests wait."""
+        return self.served[worker.model].gate
+
+    def mates(self, worker: SimulatedWorker) -> list[SimulatedWorker]:
+        """Others that its requests may go on with."""
+        return [w for w in self.alive() if w.model == worker.model and w is not worker]
 
     def dooms(self, replica: Replica, state: State) -> bool:
         left = self.doomed[replica.id, state]
@@ -787,11 +803,14 @@ class World:
     def changed(self, model: str) -> None:
         """Note whether anything of the model serves now."""
         spans, now = self.served_from[model], self.clock.now()
-        serves = any(w.serving for w in self.workers if w.model == model)
+        serves = self.serves(model)
         if serves and (not spans or spans[-1][1] is not None):
             spans.append((now, None))
         elif not serves and spans and spans[-1][1] is None:
             spans[-1] = spans[-1][0], now
+
+    def serves(self, model: str) -> bool:
+        return any(w.serving for w in self.workers if w.model == model)
 
     def served_within(self, model: str, start: float, end: float) -> float:
         """Seconds between `start` and `end` in which something of the model served."""
