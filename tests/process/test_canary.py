@@ -133,10 +133,11 @@ async def test_a_version_that_is_as_good_is_promoted_by_itself(box: Daemon) -> N
 @pytest.mark.parametrize(
     ("model", "version", "metric", "says"),
     [
-        (BIRD, "4.0", "deaths", "workers died by themselves"),
+        # Whichever is seen first: two deaths, or the requests that one death hit.
+        (BIRD, "4.0", "deaths error_rate", "workers died by themselves|error rate"),
         (BIRD, "6.0", "error_rate", "error"),
         (BIRD, "6.1", "speed", "tokens per second"),
-        ("birds", "4.0", "deaths", "workers died by themselves"),
+        ("birds", "4.0", "deaths error_rate", "workers died by themselves|error rate"),
     ],
 )
 async def test_a_version_that_breaks_or_drags_is_taken_back_and_no_client_sees_it(
@@ -150,9 +151,10 @@ async def test_a_version_that_breaks_or_drags_is_taken_back_and_no_client_sees_i
         )
         await seen.more(20)
     seen.check()
-    assert (done["phase"], says in done["reason"]) == ("rolled_back", True), done["reason"]
+    assert done["phase"] == "rolled_back", done
+    assert any(words in done["reason"] for words in says.split("|")), done["reason"]
     first = done["verdict"]["reasons"][0]
-    assert (first["metric"], first["worse"]) == (metric, True), first
+    assert first["metric"] in metric.split() and first["worse"], first
     # Nobody is refused afterwards for what it did.
     clients = Visitors(box, "1.0", model=model, prompts=24)
     async with clients.asking(4) as seen:

@@ -16,8 +16,8 @@ WHOLE = 1 << 32
 @dataclass(frozen=True)
 class Outcome:
     """How one sequence went on one release. `fault` is a word for what failed, None when nothing
-    did. `first_token` in seconds from the sending, `pace` in tokens per second; None where they
-    were not seen."""
+    did. `first_token` in seconds from the sending, `pace` in tokens per second of the whole time;
+    None where they were not seen."""
 
     fault: str | None
     first_token: float | None = None

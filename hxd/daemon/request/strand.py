@@ -31,8 +31,9 @@ log = logging.getLogger("hxd.request")
 
 RETRY_AFTER = 1.0
 POISONED = "request_blocked"
-# Of fewer tokens several come in one frame, and the time between frames says nothing of their pace.
-LEAST_PACED = 16
+# Tokens of an answer that says something of a worker's pace. It is measured from the sending: of a
+# short one all may come in one frame, and the time between frames says nothing.
+LEAST_PACED = 4
 
 # An error in place of an answer's end.
 Said = wire.Delta | wire.Done | HxdError
@@ -264,9 +265,9 @@ class Strand:
         first, pace = None, None
         if self._first_at is not None:
             first = self._first_at - self._sent_at
-            span = self._setting.clock.now() - self._first_at
-            if fault is None and span > 0 and tokens - self._sent > LEAST_PACED:
-                pace = (tokens - self._sent - 1) / span
+            span = self._setting.clock.now() - self._sent_at
+            if fault is None and span > 0 and tokens - self._sent >= LEAST_PACED:
+                pace = (tokens - self._sent) / span
         self.served.report(Outcome(fault, first, pace))
 
     def _failed(self, failed: wire.Failed) -> None:
