@@ -74,7 +74,7 @@ class Fleet(World):
     """A world whose models have versions, all with one vocabulary and the same answers."""
 
     def __init__(self, seed: object, folder: Path, *, watched: bool = True) -> None:
-        super().__init__(seed, MODELS, ROUTES, watched=watched)
+        super().__init__(seed, MODELS, {**ROUTES}, watched=watched)
         rng = random.Random(drawn(seed, "releases"))
         self.releases = Releases(
             self.supervisor, self.clock, rng, lambda replica, busy: None, self.supervisor.hasten
