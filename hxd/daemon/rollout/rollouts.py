@@ -211,8 +211,10 @@ class Rollouts:
         """Labels that models follow point at what is in service: a daemon may have died between
         the one and the other."""
         for deployment in self._means.deployments.values():
-            if self.ledger.of(deployment.name).choice.version is not None:
-                await self._label(deployment.current.source)
+            source = deployment.current.source
+            # What stands in for a version that can't be served is not what was wanted.
+            if self.ledger.of(deployment.name).choice.version == source.version:
+                await self._label(source)
 
     async def aclose(self) -> None:
         """The daemon ends; what runs is taken up by the next one."""
