@@ -249,7 +249,11 @@ async def test_the_client_reads_them_as_its_own_types(shared: Daemon) -> None:
         assert parsed.choices[0].logprobs is not None
         assert len(parsed.choices[0].logprobs.content or ()) == 3
         text = await client.completions.create(
-            model="hxd-demo", prompt="Once", max_tokens=3, logprobs=1
+            model="hxd-demo",
+            prompt="Once",
+            max_tokens=3,
+            logprobs=1,
+            extra_body={"ignore_eos": True},
         )
         assert text.choices[0].logprobs is not None
         assert len(text.choices[0].logprobs.token_logprobs or ()) == 3

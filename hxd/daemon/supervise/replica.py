@@ -21,9 +21,9 @@ class Replica:
     backend last said of itself, `vitals` what is measured of it while it serves; the sentinel
     writes both. `proven`: the last life got as far as being ready; `blameless`: it was ended from
     outside. `suspect`: its heartbeat is late. `heir` is being brought up to take its place,
-    `heir_to` is whose place it takes; `renewed_at` is when that was last tried. `reserved`: it
-    is to start, now or when there is room for it. `surplus`: once ended it is gone. `barred`: it may not
-    start, and trying again is of no use until somebody mends what it loads. Times are monotonic
+    `heir_to` is whose place it takes; `renewed_at` is when that was last tried. `reserved`: it is
+    to start, now or when there is room for it. `surplus`: once ended it is gone. `barred`: it may
+    not start, and trying again is of no use until somebody mends what it loads. Times are monotonic
     seconds."""
 
     id: str
