@@ -134,10 +134,10 @@ async def test_a_version_that_is_as_good_is_promoted_by_itself(box: Daemon) -> N
     ("model", "version", "metric", "says"),
     [
         # Whichever is seen first: two deaths, or the requests that one death hit.
-        (BIRD, "4.0", "deaths error_rate", "workers died by themselves|error rate"),
+        (BIRD, "4.0", "deaths error_rate", "workers died by themselves|error"),
         (BIRD, "6.0", "error_rate", "error"),
         (BIRD, "6.1", "speed", "tokens per second"),
-        ("birds", "4.0", "deaths error_rate", "workers died by themselves|error rate"),
+        ("birds", "4.0", "deaths error_rate", "workers died by themselves|error"),
     ],
 )
 async def test_a_version_that_breaks_or_drags_is_taken_back_and_no_client_sees_it(
