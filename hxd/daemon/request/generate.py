@@ -219,10 +219,10 @@ def _disclosed(call: Call) -> dict[str, Any]:
         "variant": source.variant,
         "replicas": sorted(call.replicas),
     }
-    sources = [served.source for served in call.releases]
-    versions = dict.fromkeys(f"{one.name}:{one.variant}@{one.version}" for one in sources)
-    if len(versions) > 1:
-        said["versions"] = list(versions)
+    if len(call.releases) > 1:
+        said["versions"] = [
+            f"{one.source.name}:{one.source.variant}@{one.source.version}" for one in call.releases
+        ]
     return said
 
 
