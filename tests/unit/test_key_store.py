@@ -48,7 +48,7 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, content: str) 
 def test_a_save_that_fails_changes_nothing(tmp_path: Path) -> None:
     store = KeyStore(tmp_path)
     key, _ = store.create("app", Role.INFERENCE, 1.0)
-    (tmp_path / "keys.part").mkdir()
+    (tmp_path / ".keys.json.part").mkdir()
     with pytest.raises(OSError):
         store.create("other", Role.ADMIN, 2.0)
     assert [stored.name for stored in store.all()] == ["app"]

@@ -24,10 +24,7 @@ class Ledger:
 
     def of(self, model: str) -> Deployed:
         configured = self._configured(model)
-        found = self._record.models.get(model)
-        if found is None or found.configured != configured:
-            return Deployed(configured, AS_CONFIGURED)
-        return found
+        return self._record.found(model, configured) or Deployed(configured, AS_CONFIGURED)
 
     async def write(
         self,

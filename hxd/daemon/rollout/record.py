@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from hxd.config import ModelSettings
+from hxd.config import ModelSettings, durable
 from hxd.daemon.store.sources import AS_CONFIGURED, Choice
 
 log = logging.getLogger("hxd.rollout")
@@ -79,30 +78,24 @@ class Record:
                 self._file.rename(self._file.with_suffix(".unreadable"))
             self.models = {}
 
+    def found(self, name: str, configured: str) -> Deployed | None:
+        """What is recorded of a model under this configuration."""
+        found = self.models.get(name)
+        return found if found is not None and found.configured == configured else None
+
     def of(self, name: str, settings: ModelSettings) -> Deployed:
         """What counts for a model: what is recorded, and if nothing of that can be had, or the
         configuration has changed, what is configured."""
         configured = fingerprint(settings)
-        found = self.models.get(name)
-        if found is None or found.configured != configured:
+        found = self.found(name, configured)
+        if found is None:
             return Deployed(configured, AS_CONFIGURED)
         # What was chosen may be gone by now, and all that was before it.
         return msgspec.structs.replace(found, former=(AS_CONFIGURED, *found.former))
 
     def save(self, models: dict[str, Deployed]) -> None:
         """Raises `OSError`, and then nothing has changed."""
-        part = self._file.with_suffix(".part")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(msgspec.json.format(msgspec.json.encode(models), indent=1))
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.rename(self._file)
-        folder = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        durable.replace(self._file, msgspec.json.format(msgspec.json.encode(models), indent=1))
         self.models = models
 
 

@@ -227,8 +227,8 @@ class Rollouts:
     async def introduce(self, model: str, source: Source) -> None:
         """A model that is new in the configuration, or could not be served so far."""
         means = self._means
-        if source.estimate * source.settings.replicas > means.room.left:
-            need = source.estimate * source.settings.replicas
+        need = source.estimate * source.settings.replicas
+        if need > means.room.left:
             raise CallerError(
                 no_room(need, means.room.left), param="source", status=409, code="no_room"
             )
@@ -468,9 +468,9 @@ class Rollouts:
 
     def _arrange(self, served: Served, source: Source) -> None:
         """Workers and line as these settings say; `source` loads what is loaded there."""
-        sized = replace(source, release=served.source.release)
-        self._means.supervisor.resize(sized)
-        self._means.releases.arrange(served, sized)
+        arranged = replace(source, release=served.source.release)
+        self._means.supervisor.resize(arranged)
+        self._means.releases.arrange(served, arranged)
 
     async def _commit(self, rollout: Rollout, deployment: Deployment) -> None:
         """From here on it is in service, also for the next daemon."""
@@ -577,7 +577,7 @@ class Rollouts:
             deployment.end()
             if deployment.current is candidate:
                 deployment.shift(rollout.former)
-            crashed = self._deaths[candidate.source.key] - rollout.deaths >= DEATHS
+            crashed = self._dies(rollout, candidate)
             self._retire(deployment, candidate)
             if crashed:
                 await self.condemn(candidate.source, why, rollout.former.source)
@@ -660,10 +660,13 @@ class Rollouts:
         candidate = rollout.candidate
         if candidate is None or candidate is rollout.former:
             return
-        key = candidate.source.key
-        if self._deaths[key] - rollout.deaths >= DEATHS and rollout.phase is not Phase.TRIAL:
+        if self._dies(rollout, candidate) and rollout.phase is not Phase.TRIAL:
+            key = candidate.source.key
             problems = "; ".join(self._means.supervisor.problems(key)) or "it gave no reason"
             raise Refused(f"its workers die: {problems}")
+
+    def _dies(self, rollout: Rollout, candidate: Served) -> bool:
+        return self._deaths[candidate.source.key] - rollout.deaths >= DEATHS
 
     async def turn(self) -> None:
         turned = asyncio.get_running_loop().create_future()

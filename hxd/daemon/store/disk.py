@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from hxd.config import durable
 from hxd.daemon.store.faults import StoreBroken
 
 CHUNK = 1 << 20
@@ -88,10 +89,7 @@ def create(file: Path) -> int:
 
 def write_new(file: Path, data: bytes) -> None:
     """A new file, synced; its folder is not."""
-    with os.fdopen(create(file), "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
+    durable.create(file, data)
 
 
 def write_atomic(file: Path, data: bytes, beside: Path) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 from pathlib import Path
 
 import msgspec
 
+from hxd.config import durable
 from hxd.daemon.request.identify import Role
 
 FILE = "keys.json"
@@ -93,14 +93,8 @@ class KeyStore:
     def _save(self, keys: dict[str, StoredKey]) -> None:
         """Whole or not at all: written beside, synced, renamed."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        part = self._file.with_suffix(".part")
-        part.unlink(missing_ok=True)
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(msgspec.json.format(msgspec.json.encode(list(keys.values())), indent=1))
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.rename(self._file)
+        data = msgspec.json.format(msgspec.json.encode(list(keys.values())), indent=1)
+        durable.replace(self._file, data)
         self._keys = keys
 
 
