@@ -4,13 +4,16 @@ itself before anybody has noticed, one that is as good stays, and a client stick
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import tomllib
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
@@ -283,3 +286,57 @@ async def test_a_key_stays_with_one_version_unless_conversations_do(
             assert again == met
         refused, _, _ = await post(box.url + CHAT, chat(BIRD, "who"))
         assert refused == 401
+
+
+async def test_what_a_full_canary_can_not_take_goes_to_the_version_in_service(
+    tmp_path: Path,
+) -> None:
+    birds(tmp_path)
+    config = f"""
+[models.{BIRD}]
+plugin = "{PLUGIN}@1.0"
+replicas = 2
+slots = 1
+queue = 0
+options = {{ rate = 100 }}
+"""
+    async with running(write_config(tmp_path, config)) as box:
+        trial = await begin(box, BIRD, None, plugin=f"{PLUGIN}@2.0", canary=0.5, time=600)
+        await in_phase(box, trial, "trial")
+        texts = [f"conversation {number} " + "tells much " * 100 for number in range(20)]
+        # Each holds the only slot of its version for ten seconds, unless it is given up.
+        first, second = [text for text in texts if await version_met(box, text) == "2.0"][:2]
+        async with asking(box, first) as held:
+            assert await begins_with(held, "2.0")
+            async with asking(box, second) as other:
+                assert await begins_with(other, "1.0")
+        await rollback(box, BIRD)
+
+
+@asynccontextmanager
+async def asking(box: Daemon, text: str) -> AsyncIterator[aiohttp.ClientResponse]:
+    """A stream, given up at the end."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(box.url + CHAT, json=chat(BIRD, text, stream=True)) as response,
+    ):
+        assert response.status == 200, await response.text()
+        yield response
+
+
+async def begins_with(response: aiohttp.ClientResponse, version: str) -> bool:
+    """Whether the answer does, once there is enough of it."""
+    text = ""
+    async for line in response.content:
+        if line.startswith(b"data: {"):
+            delta = json.loads(line[6:])["choices"][0]["delta"]
+            text += delta.get("content") or ""
+        if len(text) >= len(version):
+            return text.startswith(version)
+    raise AssertionError(f"only {text!r} came")
+
+
+async def version_met(box: Daemon, text: str) -> str:
+    """The version that this conversation meets."""
+    async with asking(box, text) as response:
+        return "2.0" if await begins_with(response, "2.0") else "1.0"

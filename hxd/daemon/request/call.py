@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from hxd import wire
-from hxd.daemon.request.admit import Place
+from hxd.daemon.request.admit import Gate, Place
 from hxd.daemon.request.deployment import Served
 from hxd.daemon.request.strand import Said, Setting, Strand
-from hxd.errors import CallerError, HxdError
+from hxd.errors import CallerError, HxdError, QueueFull
 
 # Which choice, what, and when in monotonic seconds.
 Arrival = tuple[int, Said, float]
@@ -81,8 +81,7 @@ class Call:
         """
         if len(self.setting.poison):
             self.chain = self._unharmed()
-        gate = self.chain[0].gate
-        places = gate.enter(len(self.orders))
+        gate, places = self._enter()
         pending = len(self.orders)
         started = self.setting.clock.now()
         last: dict[int, float] = {}
@@ -121,6 +120,19 @@ class Call:
             gate.abandon([p for p, s in zip(places, self._strands, strict=True) if not s.began])
             for strand in self._strands:
                 strand.cancel()
+
+    def _enter(self) -> tuple[Gate, list[Place]]:
+        """A line with a place for every sequence. One that is full sends its clients away, unless
+        the same model has another release for them: a trial takes no more than it can do."""
+        while True:
+            gate = self.chain[0].gate
+            try:
+                return gate, gate.enter(len(self.orders))
+            except QueueFull:
+                rest = self.chain[1:]
+                if not rest or rest[0].source.name != self.chain[0].source.name:
+                    raise
+                self.chain = rest
 
     def _unharmed(self) -> list[Served]:
         """The chain, with another release of the same model in place of one that refuses this

@@ -18,7 +18,7 @@ from hxd.daemon.request.failover import Next, Trail
 from hxd.daemon.request.strand import POISONED, Setting, failure
 from hxd.daemon.supervise.link import Heard, Loss, Lost, new_id
 from hxd.daemon.supervise.replica import Replica
-from hxd.errors import BackendError, Fault, HxdError, Unavailable
+from hxd.errors import BackendError, Fault, HxdError, QueueFull, Unavailable
 
 
 class Collector(Protocol):
@@ -222,6 +222,11 @@ async def along(
         asked.add(served.source.key)
         try:
             return served, await ask(served)
+        except QueueFull:
+            # A trial takes no more than it can do; another model is not meant to help out.
+            rest = [one for one in rest if one.source.name == served.source.name]
+            if not rest:
+                raise
         except (Unavailable, BackendError) as error:
             if error.code == POISONED:
                 raise

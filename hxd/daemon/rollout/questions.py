@@ -8,16 +8,17 @@ import math
 from collections.abc import Mapping
 
 from hxd import wire
-from hxd.daemon.request.call import Call
+from hxd.daemon.request.call import Call, Piece
 from hxd.daemon.request.deployment import Served
 from hxd.daemon.request.strand import Setting
 from hxd.daemon.rollout.golden import Golden, Outcome, Prompt, judge
 from hxd.daemon.rollout.perplexity import PERPLEXITY_TEXT, perplexity
-from hxd.errors import HxdError
+from hxd.errors import HxdError, QueueFull
 
 # At once: the clients of the box shall hardly notice.
 AT_ONCE = 2
 LONGEST = 120.0  # seconds for one prompt
+AGAIN = 0.2  # seconds until a line that was full is tried again
 
 
 async def outcomes(setting: Setting, served: Served, golden: Golden) -> Mapping[str, Outcome]:
@@ -43,18 +44,28 @@ async def _outcome(setting: Setting, served: Served, prompt: Prompt) -> Outcome:
         sampling=wire.Sampling(temperature=0.0),
         max_tokens=prompt.max_tokens,
     )
-    texts: list[str] = []
-    finish: str | None = None
     try:
-        call = Call(setting, [served], [order], whole=True, strict=True)
-        async with asyncio.timeout(LONGEST), contextlib.aclosing(call.pieces()) as pieces:
-            async for batch in pieces:
-                for piece in batch:
-                    texts.append(piece.text)
-                    finish = piece.finish or finish
+        found = await _answer(setting, served, order)
     except (HxdError, TimeoutError):
         return judge(prompt, None, None)
-    return judge(prompt, "".join(texts), finish)
+    finish = next((piece.finish for piece in found if piece.finish), None)
+    return judge(prompt, "".join(piece.text for piece in found), finish)
+
+
+async def _answer(setting: Setting, served: Served, order: wire.Generate) -> list[Piece]:
+    """Raises `HxdError` and `TimeoutError`. A full line says nothing about the release: another
+    place is asked for until there is one."""
+    async with asyncio.timeout(LONGEST):
+        while True:
+            found: list[Piece] = []
+            call = Call(setting, [served], [order], whole=True, strict=True)
+            try:
+                async with contextlib.aclosing(call.pieces()) as pieces:
+                    async for batch in pieces:
+                        found += batch
+                return found
+            except QueueFull:
+                await setting.clock.sleep(AGAIN)
 
 
 async def perplexity_of(setting: Setting, served: Served) -> float | None:
@@ -63,17 +74,12 @@ async def perplexity_of(setting: Setting, served: Served) -> float | None:
     order = wire.Generate(
         id=0, seed=0, text=PERPLEXITY_TEXT, echo=True, logprobs=0, max_tokens=1, cache="perplexity"
     )
-    logprobs: list[float | None] = []
-    count = 0
     try:
-        call = Call(setting, [served], [order], whole=True, strict=True)
-        async with asyncio.timeout(LONGEST), contextlib.aclosing(call.pieces()) as pieces:
-            async for batch in pieces:
-                for piece in batch:
-                    count += piece.prompt_tokens
-                    logprobs += [one.logprob for one in piece.logprobs]
+        pieces = await _answer(setting, served, order)
     except (HxdError, TimeoutError):
         return None
+    count = sum(piece.prompt_tokens for piece in pieces)
+    logprobs = [one.logprob for piece in pieces for one in piece.logprobs]
     # The first token has none, and the last one is the answer's.
     known = [min(0.0, logprob) for logprob in logprobs[:count] if logprob is not None]
     if len(known) < max(2, count - 2):
