@@ -2,7 +2,7 @@
 
 Reads GGUF (ggml's `gguf.md` is the source of the layout) far enough to know that all tensors lie
 inside the file, and keeps scalar metadata. Never reads tensor data, and never allocates by a
-number found in the file.
+number found in the file. Work is counted in steps, and ends soon whatever a header is made of.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import io
 import os
 import struct
 from dataclasses import dataclass, field
+from itertools import repeat
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,15 @@ MAX_METADATA = 1 << 14
 MAX_ARRAY = 1 << 22
 MAX_KEY = 1 << 10
 MAX_STRING = 1 << 22
-# Strings in all arrays together; the largest vocabularies have a quarter of a million tokens and
-# twice as many merges. Each takes some time to step over.
-MAX_STRINGS = 1 << 21
-AHEAD = 1 << 20
+# Of work, in units of one string in an array: 50 to 100 ns. The largest vocabularies have a quarter
+# of a million tokens and twice as many merges, and no model has ten thousand tensors.
+MAX_STEPS = 1_000_000
+_TENSOR_STEPS = 40
+_PAIR_STEPS = 40
+_TEXT_PER_STEP = 8  # bytes; decoded, each may take four
+# The same vocabularies with their scores and types need a quarter of it.
+MAX_HEADER = 1 << 26
+WINDOW = 1 << 18
 
 SCALARS = {
     0: struct.Struct("<B"),
@@ -41,6 +48,8 @@ STRING = 8
 ARRAY = 9
 U32 = SCALARS[4]
 U64 = SCALARS[10]
+# What follows a tensor's number of dimensions: these, its type and its offset.
+_PLACES = {count: struct.Struct(f"<{count}QIQ") for count in range(1, 5)}
 
 # (elements per block, bytes per block) by ggml type id; from ggml.h's type traits.
 BLOCKS: dict[int, tuple[int, int]] = {
@@ -116,70 +125,92 @@ def _reason(path: Path, error: OSError) -> str:
 
 class Cursor:
     """Reads forward and never past the end. Plain reads, not a mapping: a file that is cut while
-    it is mapped would kill the process with SIGBUS."""
+    it is mapped would kill the process with SIGBUS. `window` is how many bytes are read at a time,
+    `limit` how many from the beginning on may be asked for."""
 
-    def __init__(self, file: io.BufferedReader) -> None:
+    def __init__(
+        self, file: io.BufferedReader, window: int = 1 << 13, limit: int | None = None
+    ) -> None:
         self.file = file
         self.size = os.fstat(file.fileno()).st_size
-        self.at = 0
-        self.strings = 0
+        self.steps = 0
+        self._window = window
+        self._limit = limit
+        # Bytes of the file from `_start` on; the next one to use is at `_place` in them.
+        self._data = b""
+        self._start = 0
+        self._place = 0
+
+    @property
+    def at(self) -> int:
+        return self._start + self._place
+
+    def work(self, steps: int) -> None:
+        self.steps += steps
+        if self.steps > MAX_STEPS:
+            raise ModelFileError(
+                f"over {MAX_STEPS} steps to read the header; it has more strings, text and tensors "
+                "than any model"
+            )
 
     def take(self, form: struct.Struct) -> Any:
-        (value,) = form.unpack(self.read(form.size))
-        return value
+        return self.unpack(form)[0]
+
+    def unpack(self, form: struct.Struct) -> tuple[Any, ...]:
+        self._need(form.size)
+        values = form.unpack_from(self._data, self._place)
+        self._place += form.size
+        return values
 
     def read(self, count: int) -> bytes:
-        if count > self.size - self.at:
-            raise ModelFileError("truncated: the file is cut off inside its header")
-        data = self.file.read(count)
-        if len(data) < count:
-            raise ModelFileError("the file shrank while it was read")
-        self.at += count
-        return data
+        self._need(count)
+        begin = self._place
+        self._place += count
+        return self._data[begin : self._place]
 
     def skip(self, count: int) -> None:
+        """Less than 0: back."""
         if count > self.size - self.at:
             raise ModelFileError("truncated: the file is cut off inside its header")
-        self.at += count
-        self.file.seek(count, io.SEEK_CUR)
+        self._place += count
 
     def skip_strings(self, count: int) -> None:
-        """Over that many strings, each with its length before it: many, so in large reads."""
-        self.strings += count
-        if self.strings > MAX_STRINGS:
-            raise ModelFileError(f"over {MAX_STRINGS} strings in the header's arrays")
-        data, place, length_of = b"", 0, U64.unpack_from
-        for _ in range(count):
-            if len(data) - place < U64.size:
-                self.at -= len(data) - place
-                data, place = self._ahead(), 0
-            (length,) = length_of(data, place)
-            place += U64.size + length
-            if place > len(data):
-                self._forward(place - len(data))
-                data, place = b"", 0
-        # What was read and not used is read again.
-        self.at -= len(data) - place
-        self.file.seek(self.at)
+        """Over that many strings, each with its length before it."""
+        self.work(count)
+        length_of, prefix = U64.unpack_from, U64.size
+        while count:
+            self._need(prefix)
+            data, place = self._data, self._place
+            todo = repeat(None, count)
+            # The one loop that hostile files can make long: nothing in it but the step itself. It
+            # ends in an error where the next length is not, or not whole, among these bytes.
+            try:
+                for _ in todo:
+                    place += length_of(data, place)[0] + prefix
+                count = 0
+            except (struct.error, OverflowError, IndexError):
+                count = length_hint(todo) + 1
+            self.skip(place - self._place)
 
-    def _ahead(self) -> bytes:
-        """From the end of what was used; `at` is the end of what was read."""
-        self.file.seek(self.at)
-        data = self.file.read(AHEAD)
-        if len(data) < U64.size:
+    def _need(self, count: int) -> None:
+        """That many bytes from `at` on are in `_data`."""
+        if 0 <= self._place <= len(self._data) - count:
+            return
+        at = self.at
+        if count > self.size - at:
             raise ModelFileError("truncated: the file is cut off inside its header")
-        self.at += len(data)
-        return data
-
-    def _forward(self, count: int) -> None:
-        if count > self.size - self.at:
-            raise ModelFileError("truncated: the file is cut off inside its header")
-        self.at += count
+        if self._limit is not None and at + count > self._limit:
+            raise ModelFileError(f"the header is longer than {self._limit >> 20} MiB")
+        self.file.seek(at)
+        self._data, self._start, self._place = self.file.read(max(count, self._window)), at, 0
+        if len(self._data) < count:
+            raise ModelFileError("the file shrank while it was read")
 
     def text(self, limit: int) -> str:
         length = self.take(U64)
         if length > limit:
             raise ModelFileError(f"a string of {length} bytes in the header; the limit is {limit}")
+        self.work(length // _TEXT_PER_STEP)
         return self.read(length).decode("utf-8", "replace")
 
     def value(self, kind: int) -> Any:
@@ -206,7 +237,7 @@ def read_header(path: Path) -> Header:
     if detect(path) != "gguf":
         raise ModelFileError("an older GGML file, not GGUF")
     with path.open("rb") as file:
-        cursor = Cursor(file)
+        cursor = Cursor(file, WINDOW, MAX_HEADER)
         cursor.skip(4)
         version = cursor.take(U32)
         if version not in (2, 3):
@@ -216,6 +247,7 @@ def read_header(path: Path) -> Header:
             raise ModelFileError(f"the header announces {tensors} tensors and {pairs} keys")
         metadata: dict[str, Any] = {}
         for _ in range(pairs):
+            cursor.work(_PAIR_STEPS)
             key = cursor.text(MAX_KEY)
             if key in metadata:
                 raise ModelFileError(f"the key {key!r} stands twice in the header")
@@ -242,12 +274,12 @@ def read_header(path: Path) -> Header:
 
 def _tensor_end(cursor: Cursor) -> tuple[str, int, int]:
     """Name, offset and length in bytes of the next tensor."""
+    cursor.work(_TENSOR_STEPS)
     name = cursor.text(MAX_KEY)
     dimensions = cursor.take(U32)
-    if not 1 <= dimensions <= 4:
+    if dimensions not in _PLACES:
         raise ModelFileError(f"the tensor {name!r} has {dimensions} dimensions")
-    shape = [cursor.take(U64) for _ in range(dimensions)]
-    kind, offset = cursor.take(U32), cursor.take(U64)
+    *shape, kind, offset = cursor.unpack(_PLACES[dimensions])
     elements = 1
     for extent in shape:
         if extent == 0:

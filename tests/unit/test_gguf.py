@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import tracemalloc
 from pathlib import Path
@@ -84,7 +85,7 @@ LIES = {
     "array of arrays": (build([pair("a", 9, struct.pack("<IQ", 9, 1))], []), "unknown type 9"),
     "endless array": (build([pair("a", 9, struct.pack("<IQ", 0, 1 << 60))], []), "the limit is"),
     "endless strings": (
-        build([pair("a", 9, struct.pack("<IQ", 8, 1 << 20))], [], data=100),
+        build([pair("a", 9, struct.pack("<IQ", 8, 1 << 19))], [], data=100),
         "cut off",
     ),
     "2^64-1 bytes of key": (build([b"\xff" * 8], []), "a string of 18446744073709551615 bytes"),
@@ -95,14 +96,115 @@ LIES = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lie_in_the_header_is_refused_in_little_memory(tmp_path: Path, lie: str) -> None:
-    content, words = LIES[lie]
+    refused_in_little_memory(tmp_path, *LIES[lie], most=16 << 20)
+
+
+def strings(count: int, one: bytes = b"") -> bytes:
+    return struct.pack("<IQ", 8, count) + text(one) * count
+
+
+HALF = gguf.MAX_STEPS // 2
+MANY = {
+    "empty strings": [pair("a", 9, strings(HALF)), pair("b", 9, strings(HALF))],
+    "small arrays": [pair(f"k{i}", 9, strings(64)) for i in range(gguf.MAX_METADATA)],
+    "long keys": [pair(f"{i:01000}", 0, b"\1") for i in range(gguf.MAX_METADATA)],
+    "text": [pair(f"k{i}", 8, text("é" * (1 << 20))) for i in range(8)],
+    "text that grows when it is decoded": [
+        pair(f"k{i}", 8, text("\U0001f600" + "a" * (1 << 20))) for i in range(16)
+    ],
+    "text that is none": [pair(f"k{i}", 8, text(b"\xff" * (1 << 20))) for i in range(16)],
+}
+
+
+@pytest.mark.parametrize("what", MANY)
+def test_much_of_anything_ends_in_a_refusal_and_in_little_memory(tmp_path: Path, what: str) -> None:
+    content = build(MANY[what], [tensor("w", [4])])
+    refused_in_little_memory(tmp_path, content, "over 1000000 steps")
+
+
+def test_many_tensors_of_long_names_end_in_a_refusal_too(tmp_path: Path) -> None:
+    names = (("\U0001f600" + str(i)).ljust(1000, "x") for i in range(gguf.MAX_TENSORS))
+    content = build([], [tensor(name, [1, 1, 1, 1]) for name in names])
+    refused_in_little_memory(tmp_path, content, "over 1000000 steps")
+
+
+def refused_in_little_memory(
+    folder: Path, content: bytes, words: str, most: int = 64 << 20
+) -> None:
+    (folder / "m.gguf").write_bytes(content)
     tracemalloc.start()
     try:
         with pytest.raises(ModelFileError, match=words):
-            read(tmp_path, content)
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+            gguf.read_header(folder / "m.gguf")
+        assert tracemalloc.get_traced_memory()[1] < most
     finally:
         tracemalloc.stop()
+
+
+def test_the_largest_vocabularies_are_read(tmp_path: Path) -> None:
+    tokens, merges = pair("tokens", 9, strings(1 << 18, b"token")), strings(1 << 19, b"to ken")
+    scores = pair("scores", 9, struct.pack("<IQ", 6, 1 << 18) + bytes(4 << 18))
+    many = [tensor(f"blk.{i}.ffn_gate_exps.weight", [32]) for i in range(2000)]
+    pairs = [tokens, scores, pair("merges", 9, merges), pair("t", 8, text("{{ x }}" * 20_000))]
+    header = read(tmp_path, build(pairs, many))
+    assert (header.tensors, len(header.metadata["merges"])) == (2000, 1 << 19)
+
+
+def test_each_byte_is_read_once_however_the_header_is_cut_up(tmp_path: Path) -> None:
+    pairs = [pair(f"k{i}", 9, strings(3, bytes(200))) for i in range(4000)]
+    (tmp_path / "m").write_bytes(build([*pairs, pair("z", 8, text("end"))], [tensor("w", [4])]))
+
+    class Counted(io.BufferedReader):
+        total = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            data = super().read(size)
+            Counted.total += len(data)
+            return data
+
+    with (tmp_path / "m").open("rb", buffering=0) as raw, Counted(raw) as file:
+        cursor = gguf.Cursor(file, gguf.WINDOW)
+        cursor.skip(24)
+        for _ in pairs:
+            cursor.text(gguf.MAX_KEY)
+            assert cursor.value(cursor.take(gguf.U32)) == range(3)
+        assert cursor.text(10) == "z"
+        assert cursor.value(cursor.take(gguf.U32)) == "end"
+    # What a window's end cuts in two is read twice, a length or a key of a few bytes.
+    assert Counted.total <= cursor.size + 100 * (cursor.size // gguf.WINDOW + 1)
+
+
+def test_strings_are_stepped_over_wherever_a_window_cuts_them(tmp_path: Path) -> None:
+    words = [b"", b"a", b"four", b"x" * 30, b"y" * 8, b""] * 5
+    (tmp_path / "m").write_bytes(b"".join(map(text, words)) + b"end")
+    for window in range(1, 64):
+        with (tmp_path / "m").open("rb") as file:
+            cursor = gguf.Cursor(file, window)
+            cursor.skip_strings(len(words))
+            assert cursor.read(3) == b"end"
+
+
+@pytest.mark.parametrize("length", [1 << 20, 1 << 62, 1 << 63, (1 << 64) - 1])
+def test_a_string_of_an_array_that_ends_past_the_file_is_refused(
+    tmp_path: Path, length: int
+) -> None:
+    for after in (0, 3):
+        array = struct.pack("<IQ", 8, 1 + after) + struct.pack("<Q", length)
+        with pytest.raises(ModelFileError, match="cut off"):
+            read(tmp_path, build([pair("a", 9, array)], []))
+
+
+def test_a_header_that_goes_on_and_on_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    with file.open("wb") as stream:
+        stream.write(b"GGUF" + struct.pack("<IQQ", 3, 1, 5))
+        for key in "abcde":
+            count = gguf.MAX_ARRAY
+            stream.write(pair(key, 9, struct.pack("<IQ", 10, count)))
+            stream.seek(8 * count, io.SEEK_CUR)
+        stream.write(tensor("w", [4]) + bytes(4096))
+    with pytest.raises(ModelFileError, match="longer than 64 MiB"):
+        gguf.read_header(file)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
