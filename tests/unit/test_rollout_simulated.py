@@ -274,10 +274,10 @@ def leftovers(fleet: Fleet) -> list[str]:
     if alive != {replica.id for replica in fleet.supervisor.all()}:
         found.append(f"workers alive: {alive}")
     rollouts = fleet.rollouts
-    if rollouts._running or rollouts._watches or rollouts._tasks:
-        found.append(f"rollouts keep {rollouts._running} {rollouts._watches} {rollouts._tasks}")
-    if set(rollouts._deaths) - current:
-        found.append(f"deaths are counted of {set(rollouts._deaths) - current}")
+    if rollouts._running or len(rollouts.grace) or not rollouts.effects.idle:
+        found.append(f"rollouts keep {rollouts._running}, {len(rollouts.grace)} watches, or tasks")
+    if set(rollouts.effects.deaths) - current:
+        found.append(f"deaths are counted of {set(rollouts.effects.deaths) - current}")
     tasks = asyncio.all_tasks() - {asyncio.current_task(), *fleet.lasting}
     return found + [f"{len(tasks)} tasks are left: {list(tasks)[:3]}"] * bool(tasks)
 

@@ -32,13 +32,15 @@ class Guard:
         """Looks for models whose version dies again and again, or may not start, long after it came
         into service or since the start; never ends by itself."""
         while True:
-            await self._rollouts.turn()
+            await self._rollouts.effects.turn()
             for deployment in list(self._means.deployments.values()):
                 if self._rollouts.running(deployment.name) is None and self._lost(
                     deployment.current
                 ):
                     self._given_up.add(identity(deployment.current.source))
-                    self._rollouts.spawn(self._rescue(deployment), f"rescue-{deployment.name}")
+                    self._rollouts.effects.spawn(
+                        self._rescue(deployment), f"rescue-{deployment.name}"
+                    )
 
     def _lost(self, served: Served) -> bool:
         now = self._means.clock.now()
@@ -75,7 +77,7 @@ class Guard:
                 )
                 await rollout.over.wait()
                 if rollout.phase is Phase.DONE:
-                    await self._rollouts.condemn(source, why, other)
+                    await self._rollouts.effects.condemn(source, why, other)
                     return
             except (SourceError, HxdError) as error:
                 log.warning("model=%s can't go back to %s: %s", model, choice, error)

@@ -1,17 +1,22 @@
-"""Asks one release golden prompts, the way every request goes, from the line to the last token."""
+"""Asks one release golden prompts, and for vectors, the way every request goes: from the line to
+the last token."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from hxd import wire
 from hxd.daemon.request.call import Call, Piece
 from hxd.daemon.request.deployment import Served
+from hxd.daemon.request.inquiry import Inquiry, Reply
 from hxd.daemon.request.strand import Setting
+from hxd.daemon.request.vectors import Vectors
 from hxd.daemon.rollout.golden import Golden, Outcome, Prompt, judge
+from hxd.daemon.rollout.likeness import TEXTS, Vector, unpacked
 from hxd.daemon.rollout.perplexity import PERPLEXITY_TEXT, perplexity
 from hxd.errors import HxdError, QueueFull
 
@@ -88,8 +93,44 @@ async def perplexity_of(setting: Setting, served: Served) -> float | None:
     return round(found, 3) if math.isfinite(found) else None
 
 
+async def vectors(setting: Setting, served: Served) -> list[Vector] | None:
+    """Of fixed texts; None where it gives none."""
+    try:
+        async with asyncio.timeout(LONGEST):
+            reply = await in_vectors(setting, served, lambda id: wire.Embed(id, list(TEXTS)))
+        return unpacked(reply.found.rows())
+    except (HxdError, TimeoutError):
+        return None
+
+
+async def in_vectors(
+    setting: Setting, served: Served, frame: Callable[[int], wire.Request]
+) -> Reply[Vectors]:
+    """The answer to one question about `TEXTS`. Raises `HxdError`; a full line is tried again."""
+    while True:
+        inquiry = Inquiry(
+            setting, served, served.gate, frame,
+            partial(Vectors, len(TEXTS)), lambda replica: None,
+        )  # fmt: skip
+        try:
+            reply = await inquiry.reply()
+            reply.found.check()
+            return reply
+        except QueueFull:
+            await setting.clock.sleep(AGAIN)
+
+
 def generates(served: Served, setting: Setting) -> bool:
     """Whether there is anything to ask; a model for embeddings answers no prompts."""
+    return _can(served, setting, "generate")
+
+
+def embeds(served: Served, setting: Setting) -> bool:
+    """Whether it is a model for embeddings; what generates may make vectors too, by the way."""
+    return _can(served, setting, "embed") and not generates(served, setting)
+
+
+def _can(served: Served, setting: Setting, capability: str) -> bool:
     replicas = setting.supervisor.replicas.get(served.source.key, ())
     said = [replica.loaded.capabilities for replica in replicas if replica.loaded is not None]
-    return any("generate" in capabilities for capabilities in said)
+    return any(capability in capabilities for capabilities in said)

@@ -28,8 +28,7 @@ class Rollout:
     """`candidate` is the release that is to come, `former` the one that was in service when it
     began. `reason` says why it was taken back, `aborted` why it is to be. `deaths` is how often the
     candidate's workers had died before. `yielded`: the former was ended to make room; `committed`:
-    only another rollout leads back; `usual` is the share of golden prompts that the former was
-    right about until it ended. Times are Unix seconds."""
+    only another rollout leads back. Times are Unix seconds."""
 
     ask: Ask
     former: Served
@@ -45,7 +44,6 @@ class Rollout:
     deaths: int = 0
     yielded: bool = False
     committed: bool = False
-    usual: float | None = None
     verdict: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     samples: tuple[Sample, Sample] | None = None

@@ -9,22 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, TypeVar
 
 from hxd import __version__, wire
 from hxd.clock import Clock
 from hxd.daemon.request.call import Call, Piece
 from hxd.daemon.request.deployment import Served
-from hxd.daemon.request.inquiry import Inquiry
 from hxd.daemon.request.releases import Releases
 from hxd.daemon.request.strand import Setting
-from hxd.daemon.request.vectors import Vectors
 from hxd.daemon.rollout import questions
 from hxd.daemon.rollout.golden import DEFAULT, Golden, Outcome
+from hxd.daemon.rollout.likeness import TEXTS, finite, unpacked
 from hxd.daemon.rollout.perplexity import PERPLEXITY_TEXT
 from hxd.daemon.store.faults import Conflict, Corrupt, StoreError
 from hxd.daemon.store.sources import Source
@@ -40,7 +37,6 @@ NAME = "(validation)"
 TOKENS = 64
 LONGEST = 300.0  # seconds for one measurement
 _QUESTION = "Tell me about the sea."
-_TEXTS = ("The harbour had two clocks.", "One winter the council decided.", "It ran slow.")
 
 T = TypeVar("T")
 
@@ -261,21 +257,12 @@ async def _vectors(trial: _Trial, capabilities: frozenset[str]) -> dict[str, Any
     served, clock = trial.served, trial.means.clock
     if not capabilities & {"embed", "rank"}:
         return {}
-    inquiry = Inquiry(
-        trial.means.setting,
-        served,
-        served.gate,
-        _embed if "embed" in capabilities else _rank,
-        partial(Vectors, len(_TEXTS)),
-        lambda replica: None,
-    )
+    frame = _embed if "embed" in capabilities else _rank
     began = clock.now()
-    answer = await inquiry.reply()
-    answer.found.check()
+    answer = await questions.in_vectors(trial.means.setting, served, frame)
     seconds = clock.now() - began
-    for row in answer.found.rows():
-        if not all(math.isfinite(number) for (number,) in struct.iter_unpack("<f", row)):
-            raise Corrupt("the model is not taken: its vectors hold what is no number")
+    if not finite(unpacked(answer.found.rows())):
+        raise Corrupt("the model is not taken: its vectors hold what is no number")
     found: dict[str, Any] = {"dimension": answer.found.dimension}
     if answer.tokens and seconds > 0:
         found["prompt_tokens_per_second"] = round(answer.tokens / seconds, 1)
@@ -283,8 +270,8 @@ async def _vectors(trial: _Trial, capabilities: frozenset[str]) -> dict[str, Any
 
 
 def _embed(id: int) -> wire.Request:
-    return wire.Embed(id, list(_TEXTS))
+    return wire.Embed(id, list(TEXTS))
 
 
 def _rank(id: int) -> wire.Request:
-    return wire.Rank(id, _QUESTION, list(_TEXTS))
+    return wire.Rank(id, _QUESTION, list(TEXTS))
