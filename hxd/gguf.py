@@ -82,12 +82,14 @@ class ModelFileError(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """`size` is the file's in bytes; `metadata` holds scalars and strings, and arrays' lengths."""
+    """`size` is the file's in bytes, `start` where in it the tensors' data begins; `metadata` holds
+    scalars and strings, and arrays' lengths."""
 
     version: int
     tensors: int
     size: int
     metadata: dict[str, Any] = field(default_factory=dict)
+    start: int = 0
 
     @property
     def architecture(self) -> str:
@@ -269,7 +271,7 @@ def read_header(path: Path) -> Header:
     # The first of several shards may have none, where they were split so.
     if not tensors and metadata.get("split.count", 1) == 1:
         raise ModelFileError("no tensors in the file")
-    return Header(version=version, tensors=tensors, size=size, metadata=metadata)
+    return Header(version=version, tensors=tensors, size=size, metadata=metadata, start=start)
 
 
 def _tensor_end(cursor: Cursor) -> tuple[str, int, int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import llama_cpp
@@ -14,14 +16,19 @@ from hxd.hookspecs import LoadRequest
 _WARN, _ERROR, _CONTINUE = 3, 4, 5
 _said: dict[int, deque[str]] = {level: deque(maxlen=3) for level in (_WARN, _ERROR)}
 _level = 0
+_listener: Callable[[str], None] | None = None
 
 
 @llama_cpp.llama_log_callback
 def _log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
     global _level
     _level = _level if level == _CONTINUE else level
+    if _listener is None and _level not in _said:
+        return
+    line = text.decode("utf-8", "replace")
+    if _listener is not None:
+        _listener(line)
     if _level in _said:
-        line = text.decode("utf-8", "replace")
         sys.stderr.write(line)
         if line.strip():
             _said[_level].append(line.strip())
@@ -30,6 +37,17 @@ def _log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
 def start() -> None:
     llama_cpp.llama_log_set(_log, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
+
+
+@contextlib.contextmanager
+def heard(listener: Callable[[str], None]) -> Iterator[None]:
+    """Meanwhile `listener` gets all that the library logs, in pieces of lines, from its threads."""
+    global _listener
+    _listener = listener
+    try:
+        yield
+    finally:
+        _listener = None
 
 
 def last_words() -> str:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import llama_cpp
 
+from hxd import gguf
+
 from . import native
+from .quantize_log import QuantizeLog
 
 # Variants by the names that they have in hxd; llama.h's llama_ftype has them in upper case.
 VARIANTS = (
@@ -28,10 +31,23 @@ def quantize(
     if variant not in VARIANTS:
         raise ValueError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
     native.start()
-    progress(0.0, f"quantizing {source.name} to {variant}")
+    note = f"quantizing {source.name} to {variant}"
+    progress(0.0, note)
+    header = gguf.read_header(source)
+    # Of a split model this is one file of several.
+    log = QuantizeLog(
+        header.size - header.start if header.metadata.get("split.count", 1) < 2 else 0
+    )
+
+    def listen(text: str) -> None:
+        if (share := log.heard(text)) is not None:
+            progress(share, note)
+
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{variant.upper()}")
     parameters.nthread = threads
-    status = llama_cpp.llama_model_quantize(bytes(source), bytes(target), ctypes.byref(parameters))
+    files = bytes(source), bytes(target)
+    with native.heard(listen):
+        status = llama_cpp.llama_model_quantize(*files, ctypes.byref(parameters))
     if status != 0:
         raise RuntimeError(f"llama.cpp can't quantize {source.name}: {native.last_words()}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest_asyncio
@@ -12,6 +13,7 @@ import pytest_asyncio
 from hxd import wire
 from hxd.daemon.store import demo, plugins
 from hxd.daemon.supervise.process import Program, WorkerProcess
+from hxd.daemon.supervise.quantizer import quantize
 from tests.support import Owner, ping
 
 SLOTS = 4
@@ -124,3 +126,17 @@ async def test_a_prompt_over_the_context_is_refused_with_both_numbers(
     assert isinstance(failed, wire.Failed)
     assert (failed.fault, failed.code) == ("caller", "context_length_exceeded")
     assert "1024" in failed.message
+
+
+async def test_a_worker_that_quantizes_tells_how_far_it_is(tmp_path: Path) -> None:
+    installed, _ = plugins.scan([plugins.builtin_folder()])
+    plugin = plugins.choose("llama_cpp", "gguf", installed, {})
+    told: list[float] = []
+    file = demo.find("builtin:demo").file
+    await quantize(
+        plugin, file, tmp_path / "q.gguf", "q4_k_m", lambda share, note: told.append(share)
+    )
+    assert told == sorted(told)
+    assert (told[0], told[-1]) == (0.0, 1.0)
+    # A share for nearly each of its 39 tensors.
+    assert len({round(share, 3) for share in told}) > 20

@@ -140,8 +140,9 @@ class StoreJobs:
         began = loop.time()
 
         def told(share: float, note: str) -> None:
-            # The sizes are the source's: how much of it has been read.
-            work.progress("quantize", int(size * min(1.0, max(0.0, share))), size)
+            # The sizes are the source's: how much of it has been read. A plugin that can't tell
+            # says 0 until the end.
+            work.progress("quantize", int(size * min(1.0, max(0.0, share))), size if share else 0)
 
         try:
             plugin = await to_its_end(
