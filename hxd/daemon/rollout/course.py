@@ -80,7 +80,7 @@ class Course:
     async def _roll(self) -> None:
         rollout, deployment, source = self._rollout, self._deployment, self._source
         warm = deployment.warm
-        if same(source, deployment.current.source):
+        if same(source, deployment.current.source) and not rollout.ask.again:
             rollout.candidate = deployment.current
             self._effects.arrange(deployment.current, source)
             rollout.notes.append("it was in service already")

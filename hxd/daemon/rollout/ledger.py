@@ -7,7 +7,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from hxd.daemon.rollout.record import Ask, Deployed, Record
+import msgspec
+
+from hxd.daemon.rollout.record import Ask, Before, Deployed, Record
 from hxd.daemon.store.sources import AS_CONFIGURED, Choice
 
 log = logging.getLogger("hxd.rollout")
@@ -35,9 +37,8 @@ class Ledger:
         former: tuple[Choice, ...] | None = None,
         forget: bool = False,
     ) -> None:
-        record = self._record
         async with self._saving:
-            models = dict(record.models)
+            models = dict(self._record.models)
             if forget:
                 models.pop(model, None)
             else:
@@ -47,10 +48,40 @@ class Ledger:
                     now.choice if choice is None else choice,
                     now.former if former is None else former,
                     pending,
+                    now.before,
                 )
-            try:
-                await asyncio.to_thread(record.save, models)
-            except OSError as error:
-                # It serves all the same; the next daemon will not know.
-                log.error("what is in service can't be recorded: %s", error)
-                record.models = models
+            await self._save(models)
+
+    async def lend(self, model: str, before: Before) -> None:
+        """The next daemon starts from `before`, should this one end before `give_back`. Raises
+        `OSError`, and then nothing has changed."""
+        async with self._saving:
+            now = msgspec.structs.replace(self.of(model), before=before)
+            await asyncio.to_thread(self._record.save, {**self._record.models, model: now})
+
+    async def give_back(self, model: str, *, as_before: bool) -> None:
+        """The drill is over. `as_before`: what was in service is so again, and the record says of
+        it what it said."""
+        async with self._saving:
+            now = self.of(model)
+            if (before := now.before) is None:
+                return
+            now = msgspec.structs.replace(now, before=None)
+            if as_before:
+                now = restored(now, before)
+            await self._save({**self._record.models, model: now})
+
+    async def _save(self, models: dict[str, Deployed]) -> None:
+        try:
+            await asyncio.to_thread(self._record.save, models)
+        except OSError as error:
+            # It serves all the same; the next daemon will not know.
+            log.error("what is in service can't be recorded: %s", error)
+            self._record.models = models
+
+
+def restored(deployed: Deployed, before: Before) -> Deployed:
+    """As it was before the drill."""
+    return msgspec.structs.replace(
+        deployed, choice=before.choice, former=before.former, pending=None, before=None
+    )

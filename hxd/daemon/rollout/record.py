@@ -26,7 +26,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     versions stay side by side, and nothing is decided. `mode` is `auto`, `availability` or
     `resource`. `began` is in Unix seconds, `attempts` counts daemons that have tried. `back`: to
     what was before. `blame`: what serves now is not to be kept. `fresh`: the configuration has
-    changed, and what was before is no longer to be had."""
+    changed, and what was before is no longer to be had. `again`: by workers of its own, though it
+    is what serves."""
 
     model: str
     choice: Choice
@@ -41,17 +42,33 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     back: bool = False
     blame: bool = False
     fresh: bool = False
+    again: bool = False
     why: str = "asked for"
+
+
+class Before(msgspec.Struct, frozen=True, kw_only=True):
+    """What a drill leaves as it found it: the record, and where the label that the model follows
+    points. `name` and `version` are what served, as the store has it; `name` is empty for what is
+    not in the store. `spoils`: the drill may have put that in quarantine."""
+
+    choice: Choice
+    former: tuple[Choice, ...]
+    name: str = ""
+    version: int = 0
+    label: str = ""
+    number: int = 0
+    spoils: bool = False
 
 
 class Deployed(msgspec.Struct, frozen=True):
     """`configured` is what the configuration said when `choice` was made; once it says something
-    else, that counts."""
+    else, that counts. `before` is there while the model is lent to a drill."""
 
     configured: str
     choice: Choice
     former: tuple[Choice, ...] = ()
     pending: Ask | None = None
+    before: Before | None = None
 
 
 class Record:

@@ -30,6 +30,8 @@ class Rollouts:
         self._running: dict[str, Rollout] = {}
         self._last: dict[str, Rollout] = {}
         self.ledger = Ledger(means.record, means.configured)
+        # The daemon ends: what is not done by now is for the next one.
+        self.closing = False
         self.effects = Effects(means, self._changed)
         self.grace = Grace(means, self.effects, self.ledger, self)
         # Told what has come into service: `targets.identity`.
