@@ -116,11 +116,45 @@ def write_reranker(target: Path, head: Head) -> None:
     target.write_bytes(start_bytes + padding + weights)
 
 
+def write_confused(target: Path) -> None:
+    """MiniLM that takes each word for another: as whole as the real one, and of no use."""
+    data = bytearray(MINILM.read_bytes())
+    _, tensors, pairs = struct.unpack_from("<IQQ", data, 4)
+    at, words = 24, None
+    for _ in range(pairs):
+        (length,) = struct.unpack_from("<Q", data, at)
+        at = _after_value(data, at + 8 + length)
+    for _ in range(tensors):
+        (length,) = struct.unpack_from("<Q", data, at)
+        name = data[at + 8 : at + 8 + length].decode()
+        at += 8 + length
+        (dimensions,) = struct.unpack_from("<I", data, at)
+        shape = struct.unpack_from(f"<{dimensions}Q", data, at + 4)
+        (offset,) = struct.unpack_from("<Q", data, at + 4 + 8 * dimensions + 4)
+        at += 4 + 8 * dimensions + 4 + 8
+        if name == "token_embd.weight":
+            words = offset, shape[1]
+    assert words is not None
+    row = WIDTH // 32 * 34  # q8_0: 32 weights in 34 bytes
+    start, size = _aligned(at) + words[0], words[1] * row
+    embedding = data[start : start + size]
+    data[start : start + size] = embedding[1000 * row :] + embedding[: 1000 * row]
+    target.write_bytes(data)
+
+
+def write_renamed(target: Path) -> None:
+    """MiniLM with another byte in its name, and the same vectors."""
+    data = MINILM.read_bytes()
+    key = b"general.name" + struct.pack("<I", _STRING)
+    at = data.index(key) + len(key) + 8
+    target.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+
+
 def _aligned(at: int) -> int:
     return -(-at // _ALIGNMENT) * _ALIGNMENT
 
 
-def _after_value(data: bytes, at: int) -> int:
+def _after_value(data: bytes | bytearray, at: int) -> int:
     (kind,) = struct.unpack_from("<I", data, at)
     at += 4
     if kind == _STRING:

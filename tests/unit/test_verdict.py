@@ -533,3 +533,38 @@ def test_a_model_that_takes_twice_as_long_is_found_in_200_requests() -> None:
 
 def test_a_count_without_any_has_no_share() -> None:
     assert Count(0, 0).share is None
+
+
+@pytest.mark.parametrize(
+    ("one_version", "perplexity", "decision"),
+    [
+        (True, 201.0, Decision.ROLL_BACK),
+        (True, 199.0, Decision.PROMOTE),
+        (True, None, Decision.PROMOTE),
+        # A version that was trained for something else may foretell prose worse and be better.
+        (False, 201.0, Decision.PROMOTE),
+    ],
+)
+def test_a_variant_that_is_twice_as_perplexed_is_broken(
+    one_version: bool, perplexity: float | None, decision: Decision
+) -> None:
+    stable, canary = release(of=100), release(of=100)
+    stable.perplexity, canary.perplexity = 100.0, perplexity
+
+    verdict = at_the_end(stable, canary, one_version=one_version)
+
+    assert verdict.decision is decision
+    assert ("perplexity 201 against 100" in verdict.words) is (decision is Decision.ROLL_BACK)
+
+
+def test_a_model_that_answers_no_prompts_is_judged_by_the_rest() -> None:
+    nothing = Golden(())
+
+    good = at_the_end(
+        release(of=100, golden=nothing), release(of=100, golden=nothing), golden=nothing
+    )
+    bad = at_the_end(
+        release(of=100, golden=nothing), release(30, of=100, golden=nothing), golden=nothing
+    )
+
+    assert (good.decision, bad.decision) == (Decision.PROMOTE, Decision.ROLL_BACK)

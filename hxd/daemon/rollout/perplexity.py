@@ -1,4 +1,5 @@
-"""How well a model foretells a fixed text: a number to show beside two versions, not to decide by.
+"""How well a model foretells a fixed text: a number to show beside two versions, and to judge a
+variant of one version by.
 
 Knows no model; whoever asks for the probabilities of the text's tokens brings them here. Pure.
 

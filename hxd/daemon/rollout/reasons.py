@@ -39,6 +39,9 @@ class Margins:
     speed: float = 0.7  # times as many tokens per second
     golden: float = 0.02  # fewer of the golden prompts
     disliked: float = 0.10  # more of the answers that clients spoke of
+    # Times as perplexed by a fixed text, of two variants of one version. Quantizing that is worth
+    # having costs a few hundredths; down to q2_k of a small model it may be half as much again.
+    perplexity: float = 2.0
 
     def __post_init__(self) -> None:
         for name in ("error_rate", "golden", "disliked"):
@@ -46,6 +49,8 @@ class Margins:
                 raise ValueError(f"margin {name} is not a share from 0 to 1")
         if not (1.0 <= self.ttft < math.inf and 0.0 < self.speed <= 1.0):
             raise ValueError("margin ttft is a factor from 1 up, and speed one from 0 to 1")
+        if not 1.0 <= self.perplexity < math.inf:
+            raise ValueError("margin perplexity is not a factor from 1 up")
         if not 0.0 <= self.ttft_seconds < math.inf:
             raise ValueError("margin ttft_seconds is not a time")
 
@@ -157,11 +162,23 @@ def all_asked(canary: Sample, prompts: Golden) -> bool:
 
 
 def limits(
-    stable: Sample, canary: Sample, prompts: Golden, deaths: int, *, ending: bool
+    stable: Sample,
+    canary: Sample,
+    prompts: Golden,
+    deaths: int,
+    *,
+    ending: bool,
+    perplexity: float = math.inf,
 ) -> list[Reason]:
     """Those that are broken. None of them waits for more to be known; at the end, what is still
-    not known of a required prompt counts against the canary."""
-    broken = [_deaths(deaths), _first_errors(stable, canary), _below_floor(stable, canary, prompts)]
+    not known of a required prompt counts against the canary. `perplexity`: times as much as
+    stable's may be."""
+    broken = [
+        _deaths(deaths),
+        _first_errors(stable, canary),
+        _below_floor(stable, canary, prompts),
+        _perplexed(stable, canary, perplexity),
+    ]
     broken += [_required(stable, canary, name, ending=ending) for name in prompts.required]
     return [reason for reason in broken if reason is not None]
 
@@ -194,6 +211,24 @@ def _first_errors(stable: Sample, canary: Sample) -> Reason | None:
         margin=FIRST_ERRORS / FIRST_REQUESTS,
         stable_n=stable.errors.of,
         canary_n=first.of,
+    )
+
+
+def _perplexed(stable: Sample, canary: Sample, margin: float) -> Reason | None:
+    ours, theirs = stable.perplexity, canary.perplexity
+    if ours is None or theirs is None or theirs <= margin * ours:
+        return None
+    return Reason(
+        metric="perplexity",
+        test=LIMIT,
+        worse=True,
+        words=f"perplexity {theirs:.4g} against {ours:.4g} of another variant of the same version; "
+        f"{margin:g} times as much is the limit",
+        stable=ours,
+        canary=theirs,
+        margin=margin,
+        stable_n=1,
+        canary_n=1,
     )
 
 

@@ -38,6 +38,7 @@ class Contest:
                 # Prompts that have no right answer promote nothing that nobody has used.
                 at_least=ask.at_least or int(golden is DEFAULT),
                 golden=golden,
+                one_version=stable.source.version == candidate.source.version,
             )
         )
         self.samples = Sample(0), Sample(1)

@@ -42,7 +42,8 @@ class Plan:
 
     `alpha` bounds the probability that a canary which is no worse than the margins is rolled back
     by chance, over all metrics and all of at most `looks` tests of each together. Rolling back by
-    a limit that needs no statistics (`reasons.limits`) comes on top.
+    a limit that needs no statistics (`reasons.limits`) comes on top. `one_version`: the two are
+    variants of it, so that their perplexity can be compared.
     """
 
     share: float
@@ -53,6 +54,7 @@ class Plan:
     extension: float = 3.0
     margins: Margins = field(default_factory=Margins)
     golden: Golden = DEFAULT
+    one_version: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 < self.share <= 1.0:
@@ -127,7 +129,10 @@ class Judge:
         enough = elapsed >= plan.seconds and canary.requests >= plan.at_least
         late = elapsed >= plan.extension * plan.seconds
         ending = late or (enough and asked)
-        against = reasons.limits(stable, canary, plan.golden, deaths, ending=ending)
+        against = reasons.limits(
+            stable, canary, plan.golden, deaths,
+            ending=ending, perplexity=plan.margins.perplexity if plan.one_version else math.inf,
+        )  # fmt: skip
         if not against:
             against = self._test(stable, canary, elapsed, ending=ending)
         if against:
@@ -166,9 +171,11 @@ class Judge:
         }
         traffic = self._traffic(canary, elapsed)
         pairs = reasons.both_asked(stable, canary, plan.golden)
+        # Of a model for embeddings there are none.
+        prompts = max(1, len(plan.golden.prompts))
         against, tested = [], False
         for metric, test in tests.items():
-            known = len(pairs) / len(plan.golden.prompts) if metric == "golden" else traffic
+            known = len(pairs) / prompts if metric == "golden" else traffic
             known = 1.0 if ending else known
             if known <= self._seen[metric]:
                 continue
