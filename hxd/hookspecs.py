@@ -6,7 +6,8 @@ object:
 
 - `hxd_describe` says what the plugin can do. Called once in each worker, before anything else.
 - `hxd_prepare`, if you like, imports the libraries that loading needs, ahead of it.
-- `hxd_backend` makes the backend. Called once in each worker, before the model is loaded.
+- `hxd_backend` makes the backend. Called once in each worker, before the model is loaded. A plugin
+  that does nothing but convert models has `hxd_convert` in its place.
 - The object it returns does the work, and is one of three:
   - `Backend` generates text, token by token, many sequences at a time. Its methods are called
     from one thread, the engine thread, as are the hooks, `hxd_prepare` among them, and `share`, if
@@ -64,6 +65,11 @@ class RequestRefused(Exception):
         self.param, self.code = param, code
 
 
+class NotConvertible(Exception):
+    """Raise it from `hxd_convert` when nothing can be made of the source: the operator reads the
+    message, which says what was found."""
+
+
 class RelayFailed(Exception):
     """Raise it from `Relay.relay` when the request could not be answered. `fault` is a value of
     `hxd.errors.Fault`, `retry_after` in seconds."""
@@ -82,8 +88,8 @@ class RelayFailed(Exception):
 @dataclass(frozen=True)
 class Description:
     """What a plugin can do. `formats`: file formats it loads (`gguf`, `ggml`), or `none` when it
-    needs no file. `capabilities`: `generate`, `embed`, and `quantize` with the hook of that
-    name."""
+    needs no file. `capabilities`: `generate`, `embed`, and `quantize` or `convert` with the hook
+    of that name."""
 
     formats: frozenset[str]
     capabilities: frozenset[str] = frozenset({"generate"})
@@ -331,3 +337,19 @@ class Hooks:
     ) -> bool | None:
         """Write `source` as `variant` to `target`; needed when `quantize` is a capability. Called
         in a worker of its own that holds no model. Call `progress(share, note)` when you can."""
+
+    @hookspec(firstresult=True)
+    def hxd_convert(
+        self,
+        source: Path,
+        target: Path,
+        name: str,
+        weights: str | None,
+        progress: Callable[[float, str], None],
+    ) -> list[str] | None:
+        """Write the model in the folder `source` as GGUF to `target`; needed when `convert` is a
+        capability. `name` is what the model is called in the store; `weights` is `f32`, `f16` or
+        `bf16`, and None leaves the choice to the plugin. Called in a worker of its own that holds
+        no model, and that may be killed at any time. Returns where the file will differ from its
+        source, a sentence each; the same source always gives the same bytes. Raises
+        `NotConvertible`."""

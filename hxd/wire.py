@@ -186,6 +186,16 @@ class Quantize(Frame):
     threads: int
 
 
+class Convert(Frame):
+    """Make GGUF of the model in the folder `source` and write it to `target`; answered by Progress,
+    then `Converted`. `weights`: `f32`, `f16` or `bf16`; None: as close to the source as can be."""
+
+    source: str
+    target: str
+    name: str
+    weights: str | None = None
+
+
 class Share(Frame):
     """So many workers compute on this box now, this one included: take a part of its cores."""
 
@@ -307,6 +317,12 @@ class Progress(Frame):
     note: str = ""
 
 
+class Converted(Frame):
+    """The file is written. `notes`: where it will differ from its source, for people."""
+
+    notes: list[str]
+
+
 class Pong(Frame):
     """Answer to a ping; `steps` counts decode steps since the start, `running` sequences now.
     `gauges` are numbers of the backend's own, by the names in `hookspecs.Backend.gauges`. `paces`:
@@ -323,8 +339,9 @@ class Pong(Frame):
 
 Request = Generate | Embed | Rank | Tokenize | Detokenize
 Answer = Delta | Vectors | Tokens | Done | Failed
-ToWorker = Load | Request | Cancel | Ping | Quantize | Share | Unload
-ToDaemon = Hello | Loaded | Step | Vectors | Tokens | Done | Failed | Progress | Pong
+ToWorker = Load | Request | Cancel | Ping | Quantize | Convert | Share | Unload
+ToDaemon = Hello | Loaded | Step | Vectors | Tokens | Done | Failed | Progress | Converted | Pong
+Tidings = Hello | Loaded | Failed | Progress | Converted  # of no request
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

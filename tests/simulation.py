@@ -432,7 +432,7 @@ class SimulatedWorker:
 
     # As the owner of its link
 
-    def received(self, frame: wire.Hello | wire.Loaded | wire.Failed | wire.Progress) -> None:
+    def received(self, frame: wire.Tidings) -> None:
         match frame:
             case wire.Hello():
                 self._post(Message(self.replica, self.generation, Event.HELLO))

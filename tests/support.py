@@ -191,7 +191,7 @@ class Owner:
     def __init__(self) -> None:
         self.said: asyncio.Queue[Any] = asyncio.Queue()
 
-    def received(self, frame: wire.Hello | wire.Loaded | wire.Failed | wire.Progress) -> None:
+    def received(self, frame: wire.Tidings) -> None:
         self.said.put_nowait(frame)
 
     def verdict(self) -> tuple[Loss, str]:

@@ -45,6 +45,11 @@ FORBIDDEN = {
         "hxd.daemon": "plugins run in workers",
         "ctransformers": "nothing heavy at import; the hook imports it",
     },
+    "plugins.convert.main": {
+        "hxd.daemon": "plugins run in workers",
+        "gguf": "nothing heavy at import; the hook imports it",
+        "numpy": "nothing heavy at import; the hook imports it",
+    },
     "plugins.remote.main": {
         "hxd.daemon": "plugins run in workers",
         "aiohttp": "nothing heavy at import; the hook imports it",

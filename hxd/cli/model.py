@@ -339,14 +339,50 @@ def quantize(store: Store, ref: str, variant: str, wait: bool) -> None:
 
 @model.command()
 @click.argument("path", type=_FileOrFolder)
+@click.option("--name", help="The model's name in the store; without it nothing is converted.")
+@click.option(
+    "--as",
+    "variant",
+    metavar="VARIANT",
+    help="f32, f16, bf16, or a quantization such as q4_k_m; without it bf16 or f16, as the model "
+    "has it.",
+)
+@_label_option
+@_golden_option
+@_description_option
+@_validate_option
+@_force_option
+@_wait_option
 @_with_store
-def convert(store: Store, path: Path) -> None:
-    """Say what makes GGUF of PATH, a file or folder in another format.
+def convert(
+    store: Store,
+    path: Path,
+    name: str | None,
+    variant: str | None,
+    labels: tuple[str, ...],
+    golden: Path | None,
+    description: str,
+    no_validate: bool,
+    force: bool,
+    wait: bool,
+) -> None:
+    """Make GGUF of PATH, a folder with a model in safetensors, and take it into the store.
 
-    hxd has no converter of its own: this names the format, and the script of llama.cpp that knows
-    it. Exits 1.
+    PATH is what the Hugging Face Hub has of a model: tensors in one file or several, config.json
+    and the tokenizer, as the daemon sees it. What is made goes the way of hxctl model import.
+    Architectures: Llama, Mistral, Qwen2, Qwen3. Of anything else this says what it is, and what
+    converts it, and exits 1.
+
+    Without --name, say what PATH is and what would be done.
     """
-    store.now("convert", {"path": os.path.abspath(path)})  # noqa: PTH100 (a link stays a link)
+    body: Body = {"path": os.path.abspath(path)}  # noqa: PTH100 (a link stays a link)
+    if name is None:
+        found = store.now("look", body)
+        _print(store, found, found["message"])
+        return
+    body |= {"name": name} if variant is None else {"name": name, "variant": variant}
+    body |= _incoming(labels, golden, description, no_validate, force)
+    _came(store, store.work("convert", body, wait=wait), wait)
 
 
 @model.command()

@@ -39,7 +39,7 @@ class Store(Protocol):
     def snapshots(self, path: str) -> list[Body]: ...
 
     def now(self, what: str, body: Body) -> Body:
-        """`rm`, `label` or `golden`."""
+        """`rm`, `label`, `golden` or `look`."""
         ...
 
     def work(self, kind: str, body: Body, *, wait: bool = True) -> Body:

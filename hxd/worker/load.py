@@ -80,9 +80,9 @@ def import_plugin(folder: Path, digest: str) -> tuple[pluggy.PluginManager, Plug
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         raise PluginError(f"{folder}: {error}") from None
-    for required in ("hxd_describe", "hxd_backend"):
-        if not getattr(manager.hook, required).get_hookimpls():
-            raise PluginError(f"{folder}: the module {manifest.entry!r} has no hook {required}")
+    for required in (("hxd_describe",), ("hxd_backend", "hxd_convert")):
+        if not any(getattr(manager.hook, hook).get_hookimpls() for hook in required):
+            raise PluginError(f"{folder}: the module {manifest.entry!r} has no hook {required[0]}")
     return manager, manifest
 
 

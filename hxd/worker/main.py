@@ -71,7 +71,7 @@ class Worker:
         self._folder = folder
         self._digest = digest
         self._engine: Serving | None = None
-        self._order: wire.Load | wire.Quantize | None = None
+        self._order: wire.Load | wire.Quantize | wire.Convert | None = None
         self._ordered = threading.Event()
 
     def read(self) -> NoReturn:
@@ -92,7 +92,7 @@ class Worker:
                     if engine
                     else wire.Pong(frame.n, 0, 0, 0)
                 )
-            case wire.Load() | wire.Quantize() if self._order is None:
+            case wire.Load() | wire.Quantize() | wire.Convert() if self._order is None:
                 self._order = frame
                 self._ordered.set()
             case (
@@ -122,8 +122,13 @@ class Worker:
             self._ordered.wait()
             if isinstance(self._order, wire.Quantize):
                 self._quantize(manager, self._order)
+            elif isinstance(self._order, wire.Convert):
+                self._convert(manager, self._order)
             elif self._order is not None:
                 self._serve(manager, description, self._order)
+        except hookspecs.NotConvertible as error:
+            self._channel.failed(None, Fault.CALLER, str(error))
+            leave(EXIT_FAILED)
         except OSError as error:
             if isinstance(error, BrokenPipeError | ConnectionError):
                 leave(0)
@@ -147,7 +152,7 @@ class Worker:
         path = None if order.path is None else Path(order.path)
         backend = manager.hook.hxd_backend(options=order.options, path=path)
         if backend is None:
-            raise PluginError("hxd_backend gave None, not a backend")
+            raise PluginError("hxd_backend is missing or gave None, not a backend")
         request = hookspecs.LoadRequest(
             model=order.model,
             path=path,
@@ -194,3 +199,18 @@ class Worker:
         if not done:
             raise PluginError("this plugin does not quantize")
         progress(1.0, "done")
+
+    def _convert(self, manager: pluggy.PluginManager, order: wire.Convert) -> None:
+        def progress(share: float, note: str) -> None:
+            self._channel.send(wire.Progress(share, note))
+
+        notes = manager.hook.hxd_convert(
+            source=Path(order.source),
+            target=Path(order.target),
+            name=order.name,
+            weights=order.weights,
+            progress=progress,
+        )
+        if notes is None:
+            raise PluginError("this plugin does not convert")
+        self._channel.send(wire.Converted(notes))

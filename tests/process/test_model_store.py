@@ -296,7 +296,11 @@ async def test_another_format_is_named_with_what_converts_it(box: Daemon, tmp_pa
     (tmp_path / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     said = await model(box, "convert", str(tmp_path))
     assert said.code == 1
-    assert "safetensors" in said.err and "convert_hf_to_gguf.py" in said.err
+    assert "no config.json" in said.err
+    (tmp_path / "config.json").write_text('{"architectures": ["PhiForCausalLM"]}')
+    said = await model(box, "convert", str(tmp_path))
+    assert said.code == 1
+    assert "PhiForCausalLM" in said.err and "convert_hf_to_gguf.py" in said.err
     (tmp_path / "config.json").write_text('{"quantization": {"group_size": 64, "bits": 4}}')
     assert "MLX" in (await model(box, "convert", str(tmp_path))).err
     assert "GGUF already" in (await model(box, "convert", str(ONE))).err

@@ -16,6 +16,7 @@ from hxd.daemon.admin.relabel import Relabel
 from hxd.daemon.admin.store_asks import absolute
 from hxd.daemon.admin.store_jobs import (
     StoreJobs,
+    check_convertible_to,
     check_variant,
     default_name,
     to_its_end,
@@ -88,9 +89,9 @@ class StoreApi:
         self._events.record("store", ask.name, "golden", prompts=done["prompts"])
         return answer(done)
 
-    async def convert(self, request: web.Request) -> web.Response:
-        ask = await _asked(request, asks.Convert)
-        raise await asyncio.to_thread(foreign.refusal, absolute(ask.path))
+    async def look(self, request: web.Request) -> web.Response:
+        ask = await _asked(request, asks.Look)
+        return answer(await asyncio.to_thread(foreign.described, absolute(ask.path)))
 
     # Jobs
 
@@ -100,6 +101,15 @@ class StoreApi:
         check_incoming(ask)
         absolute(ask.path)
         return self._begin("import", name, lambda work: self._work.take_in(ask, work))
+
+    async def convert(self, request: web.Request) -> web.Response:
+        ask = await _asked(request, asks.Convert)
+        name = ModelName(ask.name)
+        check_incoming(ask)
+        if ask.variant is not None:
+            check_convertible_to(ask.variant)
+        found = await asyncio.to_thread(foreign.look, absolute(ask.path))
+        return self._begin("convert", name, lambda work: self._work.convert(ask, found, work))
 
     async def pull(self, request: web.Request) -> web.Response:
         ask = await _asked(request, asks.Pull)

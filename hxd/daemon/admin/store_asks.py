@@ -59,8 +59,18 @@ class Quantize(Ask, kw_only=True):
     variant: str
 
 
-class Convert(Ask, kw_only=True):
+class Look(Ask, kw_only=True):
+    """`path`: a file or folder in whatever format."""
+
     path: str
+
+
+class Convert(Incoming, kw_only=True):
+    """`path`: a folder with a model in safetensors. `variant` None: as close to it as can be."""
+
+    path: str
+    name: str
+    variant: str | None = None
 
 
 class Backup(Ask, kw_only=True):

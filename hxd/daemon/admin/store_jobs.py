@@ -14,8 +14,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from hxd.config import ModelSettings
 from hxd.config.live import Live
+from hxd.daemon.admin import conversion
 from hxd.daemon.admin.relabel import Relabel
-from hxd.daemon.admin.store_asks import Import, Incoming, Pull, Quantize, SetLabel
+from hxd.daemon.admin.store_asks import Convert, Import, Incoming, Pull, Quantize, SetLabel
 from hxd.daemon.admin.store_operations import (
     Operations,
     already,
@@ -28,6 +29,7 @@ from hxd.daemon.rollout.validation import Findings, Rejected, Validation
 from hxd.daemon.store import demo, disk, pull
 from hxd.daemon.store.candidates import SHARD
 from hxd.daemon.store.faults import Corrupt, SameContent, StoreError
+from hxd.daemon.store.foreign import Convertible
 from hxd.daemon.store.pull import Wanted
 from hxd.daemon.store.pull.refetch import folder_for
 from hxd.daemon.store.reference import ModelName, Reference, VariantName
@@ -107,6 +109,36 @@ class StoreJobs:
         await to_its_end(disk.delete, folder)
         return done
 
+    async def convert(self, ask: Convert, found: Convertible, work: Work) -> dict[str, Any]:
+        name = ModelName(ask.name)
+        space = await to_its_end(self._library.workspace, "convert")
+        try:
+            made = await conversion.make(
+                found,
+                space,
+                name,
+                ask.variant,
+                await to_its_end(self._stores.catalog, self._live.config),
+                self._settings(name).plugin,
+                work,
+            )
+            stage = await to_its_end(
+                self._library.stage,
+                [made.file],
+                name,
+                take="move",
+                origin=f"{ask.path}, by {made.by}",
+                description=ask.description,
+                work=work,
+            )
+            done = await self._accept(stage, ask, work)
+        except SameContent as same:
+            return already(same)
+        finally:
+            await to_its_end(self._library.drop, space)
+        done["notes"] = [*done.get("notes", ()), *made.notes]
+        return done
+
     async def quantize(self, ask: Quantize, work: Work) -> dict[str, Any]:
         reference, variant = Reference.parse(ask.ref), VariantName(ask.variant)
         version = await to_its_end(self._library.resolve, reference)
@@ -149,7 +181,7 @@ class StoreJobs:
                 self._stores.catalog(self._live.config).choose, settings.plugin, "gguf"
             )
             work.check()
-            await quantize(plugin, file, target, str(variant), told, memory_for(size))
+            await quantize(plugin, file, target, str(variant), told, memory_for(size), aside=True)
         except (PrepareError, PluginError) as error:
             raise BackendError(str(error)) from None
         seconds = round(loop.time() - began, 2)
@@ -276,6 +308,12 @@ def check_variant(variant: str) -> None:
             f"{', '.join(QUANTIZABLE)}",
             param="variant",
         )
+
+
+def check_convertible_to(variant: str) -> None:
+    """Raises `StoreError`."""
+    if variant not in conversion.WEIGHTS:
+        check_variant(variant)
 
 
 def _alone(settings: ModelSettings) -> ModelSettings:

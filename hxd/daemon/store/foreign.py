@@ -1,14 +1,17 @@
 """Model files of other programs: what they are, and what makes GGUF of them. Reads a few bytes of
 each, and never loads one.
 
-hxd converts none: a converter has to know the tensors and the tokenizer of every architecture, as
-llama.cpp's scripts do. One that guesses makes a model that loads and talks nonsense.
+What hxd converts itself (the plugin `convert`) are architectures whose results were compared with
+the originals. A converter that guesses makes a model that loads and talks nonsense.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hxd import ggml, gguf
@@ -17,9 +20,14 @@ from hxd.daemon.store.intake import open_source
 from hxd.daemon.store.reference import shown
 from hxd.gguf import ModelFileError
 
+Config = dict[str, object]
 MAX_CONFIG = 1 << 20
 _ENTRIES = 10_000
 _HF = "python convert_hf_to_gguf.py FOLDER --outfile MODEL.gguf, of llama.cpp, makes GGUF of it"
+# Those of plugins/convert, which the daemon must not import; a test compares the two.
+ARCHITECTURES = frozenset(
+    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+)
 _PICKLES = frozenset({".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"})
 
 
@@ -28,17 +36,48 @@ class NoConverter(StoreError):
     code = "no_converter"
 
 
-def refusal(path: Path) -> StoreError:
-    """What the file or folder is, and what to do with it. Raises `NotThere` and `StoreError`."""
+@dataclass(frozen=True)
+class Convertible:
+    """A folder with a model in safetensors: its architecture, empty if it names none, and the bytes
+    of its tensors. Whether it is whole, the converter finds out."""
+
+    folder: Path
+    architecture: str
+    bytes: int
+
+
+def look(path: Path) -> Convertible:
+    """Raises `NotThere`, `StoreError`, and `NoConverter`, which says what the file or folder is and
+    what to do with it."""
     try:
         resolved = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError):
-        return NotThere(f"no such file or folder: {shown(str(path))}", param="path")
-    words = _folder(resolved) if resolved.is_dir() else _file(resolved)
-    return NoConverter(f"{shown(str(path))} {words}", param="path")
+        raise NotThere(f"no such file or folder: {shown(str(path))}", param="path") from None
+    found = _folder(resolved) if resolved.is_dir() else _file(resolved)
+    if isinstance(found, Convertible):
+        return found
+    raise NoConverter(f"{shown(str(path))} {found}", param="path")
 
 
-def _folder(folder: Path) -> str:
+def described(path: Path) -> dict[str, object]:
+    """As `look`, for people: `message` says what it is, and which command converts it. An
+    architecture that is not converted raises `NoConverter`."""
+    found = look(path)
+    what = f"{shown(str(path))} is a {shown(found.architecture)} in safetensors"
+    if found.architecture not in ARCHITECTURES:
+        raise NoConverter(
+            f"{what}. hxd has no converter for this architecture; {_HF}", param="path"
+        )
+    return {
+        "path": str(path),
+        "format": "safetensors",
+        "architecture": found.architecture,
+        "bytes": found.bytes,
+        "message": f"{what}; hxctl model convert PATH --name NAME makes GGUF of it and takes it in",
+    }
+
+
+def _folder(folder: Path) -> Convertible | str:
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry, _ in zip(entries, range(_ENTRIES), strict=False)]
@@ -60,7 +99,7 @@ def _folder(folder: Path) -> str:
             f"made from; {_HF}"
         )
     if ".safetensors" in suffixes:
-        return f"is a model in safetensors. hxd has no converter for it; {_HF}"
+        return _safetensors(folder, names, config)
     if suffixes & _PICKLES:
         return (
             "is a PyTorch checkpoint, pickles that run code when they are loaded. hxd has no "
@@ -69,6 +108,29 @@ def _folder(folder: Path) -> str:
     if ".onnx" in suffixes:
         return f"is a model in ONNX. hxd has no converter for it; from the original, {_HF}"
     return "holds no model file that hxd knows"
+
+
+def _safetensors(folder: Path, names: Sequence[str], config: Config) -> Convertible | str:
+    if "adapter_config.json" in names:
+        return (
+            "is a LoRA adapter, not a model. hxd has no converter for it; "
+            "python convert_lora_to_gguf.py, of llama.cpp, makes a GGUF adapter of it"
+        )
+    if not config:
+        return "has tensors in safetensors and no config.json; download the folder whole"
+    if "auto_map" in config:
+        return (
+            "names code of its own in config.json (auto_map), which hxd does not run. hxd has no "
+            f"converter for it; {_HF}, on a machine where that code may run"
+        )
+    named = config.get("architectures")
+    first = named[0] if isinstance(named, list) and named else ""
+    size = 0
+    for name in names:
+        if name.endswith(".safetensors"):
+            with contextlib.suppress(OSError):
+                size += (folder / name).stat().st_size
+    return Convertible(folder, first if isinstance(first, str) else "", size)
 
 
 def _file(file: Path) -> str:
@@ -111,13 +173,16 @@ def _other(start: bytes, suffix: str) -> str:
             f"converter for it; {_HF}, from its folder and where that code may run"
         )
     if suffix == ".safetensors" or (start[8:9] == b"{" and int.from_bytes(start[:8], "little") > 1):
-        return f"is a file in safetensors. hxd has no converter for it; {_HF}, from its folder"
+        return (
+            "is a file in safetensors. Its folder, with config.json and the tokenizer, is what can "
+            "be converted: name that"
+        )
     if suffix == ".onnx":
         return f"is a model in ONNX. hxd has no converter for it; from the original, {_HF}"
     return "is no model file that hxd knows"
 
 
-def _config(folder: Path) -> dict[str, object]:
+def _config(folder: Path) -> Config:
     try:
         descriptor = open_source(folder / "config.json")
         with os.fdopen(descriptor, "rb") as stream:
@@ -127,13 +192,15 @@ def _config(folder: Path) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def _quantization(config: dict[str, object]) -> str | None:
+def _quantization(config: Config) -> str | None:
     found = config.get("quantization_config")
+    if not found:
+        return None
     method = found.get("quant_method") if isinstance(found, dict) else None
-    return shown(method) if isinstance(method, str) else None
+    return shown(method) if isinstance(method, str) else "a method that it does not name"
 
 
-def _mlx(config: dict[str, object]) -> bool:
+def _mlx(config: Config) -> bool:
     """mlx-lm writes `quantization` with a group size where others write `quantization_config`."""
     found = config.get("quantization")
     return isinstance(found, dict) and "group_size" in found

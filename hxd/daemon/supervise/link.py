@@ -54,7 +54,7 @@ def new_id() -> int:
 class Owner(Protocol):
     """Who is told about frames that belong to no request, and about the end of the link."""
 
-    def received(self, frame: wire.Hello | wire.Loaded | wire.Failed | wire.Progress) -> None: ...
+    def received(self, frame: wire.Tidings) -> None: ...
 
     def verdict(self) -> tuple[Loss, str]:
         """How the worker ended and why, as far as can be seen now."""

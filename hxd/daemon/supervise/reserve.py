@@ -33,7 +33,7 @@ class Waiting:
         self.hello: wire.Hello | None = None
         self.gone = False
 
-    def received(self, frame: wire.Hello | wire.Loaded | wire.Failed | wire.Progress) -> None:
+    def received(self, frame: wire.Tidings) -> None:
         if isinstance(frame, wire.Hello):
             self.hello = frame
 

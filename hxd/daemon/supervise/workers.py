@@ -302,7 +302,7 @@ class _Voice:
         self._closed: str | None = None
         self.worker: WorkerProcess | None = None
 
-    def received(self, frame: wire.Hello | wire.Loaded | wire.Failed | wire.Progress) -> None:
+    def received(self, frame: wire.Tidings) -> None:
         match frame:
             case wire.Hello() if frame.protocol != wire.PROTOCOL:
                 self._died(f"speaks protocol {frame.protocol}, not {wire.PROTOCOL}")
