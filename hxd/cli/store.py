@@ -141,7 +141,8 @@ class Offline:
             stores = Stores.of(config.paths.state)
             _check_user(stores.models.root)
             with stores.held() if writes else stores.models.lock():
-                yield Operations(stores.models), _uses(config, stores.models)
+                operations = Operations(stores.models, lambda: config.pull)
+                yield operations, _uses(config, stores.models)
         except ConfigError as error:
             for finding in error.findings:
                 click.echo(finding, err=True)

@@ -10,6 +10,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 Kind = Callable[[Any], Any]
 
@@ -20,6 +21,8 @@ _UNITS = {"B": 1} | {
     for suffix, base in (("B", 1000), ("iB", 1024))
 }
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*$")
+# A name, perhaps with all below it, and perhaps a port.
+_HOST = re.compile(r"(?:\*?\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?(?::[0-9]{1,5})?")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -162,6 +165,57 @@ def address(value: Any) -> Address:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(f'{raw!r} is not an address; write "127.0.0.1:8420" or "[::1]:8420"')
     return Address(host, int(port))
+
+
+def proxy(value: Any) -> str:
+    """The URL of an HTTP proxy, "auto" or "none". The value is shown in no error: it may hold a
+    password."""
+    return value if value in ("auto", "none") else proxy_url(text(value))
+
+
+def proxy_url(raw: str) -> str:
+    form = "write http://HOST:PORT or http://USER:PASSWORD@HOST:PORT"
+    scheme, colon, _ = raw.partition("://")
+    if not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        raise ValueError(f"not the URL of a proxy; {form}")
+    if scheme.lower() != "http":
+        raise ValueError(f"proxies are spoken to by http://, not {scheme.lower()}://; {form}")
+    try:
+        parts = urlsplit(raw)
+        host, _ = parts.hostname, parts.port
+        name = unquote(parts.username or "")
+    except ValueError:
+        raise ValueError(f"not the URL of a proxy; {form}") from None
+    if not raw.isascii() or not raw.isprintable() or " " in raw:
+        raise ValueError(f"what is not plain ASCII has to be percent-encoded; {form}")
+    odd = parts.path.strip("/") or parts.query or parts.fragment or parts.netloc.count("@") > 1
+    if odd or ":" in name:
+        raise ValueError(
+            f"{form}; of user and password the letters @ : / ? # % have to be percent-encoded"
+        )
+    if not host:
+        raise ValueError(f"there is no host in it; {form}")
+    return raw
+
+
+def hosts(value: Any) -> tuple[str, ...]:
+    """Names, addresses, networks, or "*"."""
+    read = texts(value)
+    for item in read:
+        if item != "*" and not _HOST.fullmatch(item) and network(item) is None:
+            raise ValueError(
+                f"{item!r} is no host; write a name, .NAME for all below it, an address, or a "
+                "network such as 10.0.0.0/8"
+            )
+    return read
+
+
+def network(item: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    """Of an address itself alone; None for what is neither."""
+    try:
+        return ipaddress.ip_network(item.removeprefix("[").removesuffix("]"), strict=False)
+    except ValueError:
+        return None
 
 
 def model_name(name: str) -> str:

@@ -18,7 +18,8 @@ SECRET = re.compile(r"key|token|secret|pass(?:w|phrase)|credential|authoriz|cook
 # Below these the operator names the tables, and "monkey" is a model and no key.
 _NAMED = ("models", "routes")
 
-_USER = re.compile(r"(?<=://)[^/@\s\"']+(?=@)")
+# Up to the last @: whoever forgets to encode one in a password has it covered all the same.
+_USER = re.compile(r"(?<=://)[^/\s\"']+(?=@)")
 # In a comment. Bounded, since each place where it might begin is tried.
 _REMARK = re.compile(
     rf"((?:{SECRET.pattern})[\w-]{{0,64}}[\"']?\s{{0,9}}=\s{{0,9}})\S.*", re.IGNORECASE

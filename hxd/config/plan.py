@@ -47,6 +47,8 @@ CONSEQUENCES: dict[str, Consequence] = {
     "limits.drain": _NOW,
     "memory.budget": Consequence.BUDGET,
     "plugins.folders": Consequence.BUDGET,
+    "pull.proxy": _NOW,  # asked when a pull begins
+    "pull.no_proxy": _NOW,
     "log.level": _NOW,
     "models.NAME.source": _WORKERS,
     "models.NAME.plugin": _WORKERS,

@@ -161,6 +161,25 @@ class Plugins:
 
 
 @dataclass(frozen=True)
+class Pull:
+    """How `hxctl model pull`, and the doctor with `--pull`, reach other servers."""
+
+    proxy: str = _setting(
+        "auto",
+        kinds.proxy,
+        "HTTP proxy, `http://HOST:PORT`, with `USER:PASSWORD@` before the host where it wants them; "
+        "`auto` takes it from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY in the daemon's "
+        "environment; `none` asks servers directly. Loopback is never asked through one.",
+    )
+    no_proxy: tuple[str, ...] = _setting(
+        (),
+        kinds.hosts,
+        "Hosts to ask directly all the same: names, with all below them, addresses and networks; "
+        "beside those in NO_PROXY where `proxy` is `auto`.",
+    )
+
+
+@dataclass(frozen=True)
 class Log:
     """What the daemon writes to standard error."""
 
@@ -298,6 +317,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     memory: Memory = field(default_factory=Memory)
     plugins: Plugins = field(default_factory=Plugins)
+    pull: Pull = field(default_factory=Pull)
     log: Log = field(default_factory=Log)
     models: dict[str, ModelSettings] = field(default_factory=dict)
     routes: dict[str, RouteSettings] = field(default_factory=dict)
@@ -310,5 +330,6 @@ SECTIONS: dict[str, type[Any]] = {
     "limits": Limits,
     "memory": Memory,
     "plugins": Plugins,
+    "pull": Pull,
     "log": Log,
 }

@@ -366,7 +366,7 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         jobs = Jobs(clock, events, finished)
         stack.push_async_callback(jobs.aclose)
         metrics.show("hxd_jobs_running", "Jobs that are running.", lambda: jobs.running)
-        operations = Operations(stores.models)
+        operations = Operations(stores.models, lambda: live.config.pull)
         relabel = Relabel(rollouts, served, operations)
         validation = Validation(Trying(supervisor, releases, room, setting, clock))
         store_jobs = StoreJobs(live, stores, operations, validation, relabel)

@@ -87,7 +87,8 @@ class StoreJobs:
         folder = folder_for(self._library, wanted)
         try:
             await to_its_end(self._refuse_known, name, wanted)
-            fetched = await to_its_end(pull.fetch, wanted, folder, work)
+            proxies = pull.proxies(self._live.config.pull, os.environ)
+            fetched = await to_its_end(pull.fetch, wanted, folder, work, proxies=proxies)
             stage = await to_its_end(
                 self._library.stage,
                 [one.path for one in fetched],

@@ -7,9 +7,10 @@ Names, labels, references and paths become their types here, before any file is 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from hxd.config.settings import Pull as PullSettings
 from hxd.daemon.admin import store_view
 from hxd.daemon.admin.store_asks import (
     Backup,
@@ -26,9 +27,10 @@ from hxd.daemon.admin.store_asks import (
 from hxd.daemon.admin.store_view import How, Use
 from hxd.daemon.rollout.golden import Golden, GoldenError, parse
 from hxd.daemon.store import backup, candidates, doctor, snapshots
+from hxd.daemon.store.doctor import Fetch
 from hxd.daemon.store.faults import Conflict, NotThere, SameContent, StoreError
 from hxd.daemon.store.library import Library
-from hxd.daemon.store.pull import refetch
+from hxd.daemon.store.pull import proxies, refetch
 from hxd.daemon.store.reference import Label, ModelName, Reference, version_number
 from hxd.daemon.store.stage import Stage
 from hxd.daemon.store.version import Version
@@ -36,8 +38,11 @@ from hxd.daemon.store.work import Work
 
 
 class Operations:
-    def __init__(self, library: Library) -> None:
+    """`pulling` is asked when something is fetched."""
+
+    def __init__(self, library: Library, pulling: Callable[[], PullSettings]) -> None:
         self.library = library
+        self._pulling = pulling
 
     # Looking
 
@@ -155,14 +160,18 @@ class Operations:
         found = doctor.examine(self.library, work, deep=not ask.quick)
         cures = []
         if not ask.dry_run:
-            known = os.environ.get("HF_ENDPOINT"), os.environ.get("HF_TOKEN")
-            fetch = refetch.into(self.library, *known) if ask.pull else None
+            fetch = self._fetch() if ask.pull else None
             cures = doctor.mend(self.library, found, work, backup=saved, fetch=fetch)
         return {
             "whole": all(cure.done for cure in cures) if not ask.dry_run else not found,
             "troubles": [trouble.to_body() for trouble in found],
             "cures": [cure.to_body() for cure in cures],
         }
+
+    def _fetch(self) -> Fetch:
+        known = os.environ.get("HF_ENDPOINT"), os.environ.get("HF_TOKEN")
+        through = proxies(self._pulling(), os.environ)
+        return refetch.into(self.library, *known, proxies=through)
 
 
 def _used(version: Version, use: Use) -> Conflict:

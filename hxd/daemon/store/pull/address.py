@@ -8,6 +8,7 @@ to addresses of the LAN (an operator may well keep models there).
 from __future__ import annotations
 
 import ipaddress
+import socket
 import string
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
@@ -56,10 +57,20 @@ def check(url: str, *, allow_http: bool) -> None:
 
 
 def is_loopback(host: str) -> bool:
+    """Whether it is this machine in any spelling that needs no name server: `127.1`, `0.0.0.0` and
+    `::ffff:127.0.0.1` lead there too."""
+    host = host.rstrip(".").lower()
     try:
-        return ipaddress.ip_address(host).is_loopback
+        found = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+        try:
+            # As the resolver reads numbers.
+            found = ipaddress.ip_address(socket.inet_aton(host))
+        except (OSError, ValueError):
+            return host == "localhost" or host.endswith(".localhost")
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    return found.is_loopback or found.is_unspecified
 
 
 def redirected(url: str, location: str, *, allow_http: bool) -> str:

@@ -19,6 +19,7 @@ from hxd.daemon.store.pull import source, verify
 from hxd.daemon.store.pull.limits import LIMITS, Limits
 from hxd.daemon.store.pull.medium import Medium, size_text
 from hxd.daemon.store.pull.part import Part
+from hxd.daemon.store.pull.proxy import DIRECT, Proxies
 from hxd.daemon.store.pull.reference import Wanted
 from hxd.daemon.store.pull.source import Source
 from hxd.daemon.store.pull.together import in_thread, while_watched
@@ -48,6 +49,7 @@ def fetch(
     folder: Path,
     work: Work,
     *,
+    proxies: Proxies = DIRECT,
     limits: Limits = LIMITS,
     clock: Clock | None = None,
     medium: Medium | None = None,
@@ -63,7 +65,9 @@ def fetch(
     with guarded(f"make {folder}"):
         disk.make_folder(folder)
     with _alone(folder):
-        pull = _Pull(wanted, folder, work, limits, clock or SystemClock(), medium or Medium())
+        pull = _Pull(
+            wanted, folder, work, proxies, limits, clock or SystemClock(), medium or Medium()
+        )
         # Not asyncio.run: it waits for every thread, and one may be stuck looking up a name for
         # half a minute after the pull was stopped. No thread that writes is left by then.
         loop = asyncio.new_event_loop()
@@ -93,11 +97,19 @@ class _Pull:
     """`_sources`, `_have` and `_part` belong to the one task that runs it."""
 
     def __init__(
-        self, wanted: Wanted, folder: Path, work: Work, limits: Limits, clock: Clock, medium: Medium
+        self,
+        wanted: Wanted,
+        folder: Path,
+        work: Work,
+        proxies: Proxies,
+        limits: Limits,
+        clock: Clock,
+        medium: Medium,
     ) -> None:
         self._wanted = wanted
         self._folder = folder
         self._work = work
+        self._proxies = proxies
         self._limits = limits
         self._clock = clock
         self._medium = medium
@@ -108,7 +120,7 @@ class _Pull:
 
     async def run(self) -> list[Fetched]:
         try:
-            async with open_web(self._wanted, self._limits, self._clock) as web:
+            async with open_web(self._wanted, self._limits, self._clock, self._proxies) as web:
                 await self._watched(self._find(web))
                 for index in range(len(self._sources)):
                     self._have.append((await self._open(index)).covered)

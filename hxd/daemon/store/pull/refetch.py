@@ -11,6 +11,7 @@ from hxd.daemon.store.disk import guarded
 from hxd.daemon.store.doctor import Fetch
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.pull.job import fetch
+from hxd.daemon.store.pull.proxy import DIRECT, Proxies
 from hxd.daemon.store.pull.reference import File, Wanted, parse
 from hxd.daemon.store.work import Work
 from hxd.daemon.store.workspaces import PULL
@@ -22,7 +23,12 @@ def folder_for(library: Library, wanted: Wanted) -> Path:
     return library.workspaces.folder / PULL / hashlib.sha256(urls.encode()).hexdigest()[:32]
 
 
-def into(library: Library, endpoint: str | None = None, token: str | None = None) -> Fetch:
+def into(
+    library: Library,
+    endpoint: str | None = None,
+    token: str | None = None,
+    proxies: Proxies = DIRECT,
+) -> Fetch:
     """What the doctor fetches with; `endpoint` and `token` as for `parse`."""
 
     def one(url: str, sha256: str, target: Path, work: Work) -> None:
@@ -34,7 +40,7 @@ def into(library: Library, endpoint: str | None = None, token: str | None = None
         file = next((one for one in wanted.files if one.url == url), wanted.files[0])
         alone = replace(wanted, files=(File(file.name, url, sha256),))
         folder = folder_for(library, alone)
-        (found,) = fetch(alone, folder, work)
+        (found,) = fetch(alone, folder, work, proxies=proxies)
         with guarded(f"bring {found.path.name} into the store"):
             found.path.rename(target)
             disk.delete(folder)

@@ -7,11 +7,13 @@ from email.utils import parsedate_to_datetime
 
 from hxd.daemon.store.faults import SourceFailed
 from hxd.daemon.store.pull.facts import number
+from hxd.daemon.store.pull.proxy import Proxy
 from hxd.daemon.store.pull.tries import Again
 
 # Overload and repair pass; of the server errors, 501 and 505 say that it can't at all.
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, *range(506, 600)})
 NEVER_THERE = frozenset({404, 410})
+PROXY_LOGIN = 407
 
 
 def refused(
@@ -28,6 +30,24 @@ def refused(
     if status in NEVER_THERE:
         return SourceFailed(f"{shown}: {_absent(headers, hub)} ({status}){said}")
     return SourceFailed(f"{shown}: the server answered {status}{said}, which is no file")
+
+
+def refused_by_proxy(status: int, shown: str, proxy: Proxy | None) -> Again | SourceFailed:
+    """To be raised where a proxy does not connect to the server of `shown`."""
+    which = "the proxy" if proxy is None else f"the proxy {proxy.url}"
+    where = "pull.proxy" if proxy is None else proxy.said_by
+    if status == PROXY_LOGIN:
+        wrong = proxy is not None and proxy.authorization is not None
+        what = "refuses the user and password" if wrong else "wants a user and a password"
+        return SourceFailed(
+            f"{shown}: {which} {what} (407); set them in {where}: http://USER:PASSWORD@HOST:PORT"
+        )
+    if status in PASSING:
+        return Again(f"{shown}: {which} can't reach the server ({status})")
+    return SourceFailed(
+        f"{shown}: {which} does not let it through ({status}). It is named by {where}; "
+        "pull.no_proxy lists servers that are asked directly"
+    )
 
 
 def _key(hub: bool, token: bool) -> str:

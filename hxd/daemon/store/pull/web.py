@@ -17,8 +17,9 @@ from hxd.daemon.store.faults import SourceFailed
 from hxd.daemon.store.pull import address
 from hxd.daemon.store.pull.address import AddressError, origin, shown
 from hxd.daemon.store.pull.limits import Limits
+from hxd.daemon.store.pull.proxy import Proxies, Proxy
 from hxd.daemon.store.pull.reference import Wanted
-from hxd.daemon.store.pull.refusal import NEVER_THERE, refused
+from hxd.daemon.store.pull.refusal import NEVER_THERE, PROXY_LOGIN, refused, refused_by_proxy
 from hxd.daemon.store.pull.tries import Again
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -42,12 +43,18 @@ class Web:
     """The requests of one pull."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, wanted: Wanted, limits: Limits, clock: Clock
+        self,
+        session: aiohttp.ClientSession,
+        wanted: Wanted,
+        limits: Limits,
+        clock: Clock,
+        proxies: Proxies,
     ) -> None:
         self._session = session
         self._wanted = wanted
         self._limits = limits
         self._clock = clock
+        self._proxies = proxies
 
     @contextlib.asynccontextmanager
     async def ask(
@@ -67,7 +74,7 @@ class Web:
         Raises `Again` for what may pass, in the body of the `async with` too, else `SourceFailed`.
         """
         async with contextlib.AsyncExitStack() as stack:
-            with _failures(shown(url)):
+            with _failures(shown(url), self._proxies.for_url(url)):
                 for _ in range(self._limits.redirects + 1):
                     response = await stack.enter_async_context(self._send(method, url, headers))
                     location = response.headers.get("Location", "")
@@ -105,7 +112,21 @@ class Web:
             target = URL(url, encoded=True)
         except ValueError as error:
             raise SourceFailed(f"{shown(url)} is not asked: {error}") from None
-        return self._session.request(method, target, headers=sent, allow_redirects=False)
+        proxy = self._proxies.for_url(url)
+        login = {}
+        if proxy is not None and proxy.authorization is not None:
+            login["Proxy-Authorization"] = proxy.authorization
+        if target.scheme == "http":
+            # No tunnel: the request itself goes to the proxy.
+            sent |= login
+        return self._session.request(
+            method,
+            target,
+            headers=sent,
+            allow_redirects=False,
+            proxy=None if proxy is None else proxy.url,
+            proxy_headers=login,
+        )
 
     def _judge(
         self, url: str, response: aiohttp.ClientResponse, takes: frozenset[int], *, link: bool
@@ -122,6 +143,9 @@ class Web:
             return
         if link and status in _EXPIRED:
             raise Again(f"{shown(url)}: the link to it has expired ({status})")
+        proxy = self._proxies.for_url(url)
+        if proxy is not None and status == PROXY_LOGIN:
+            raise refused_by_proxy(status, shown(url), proxy)
         raise refused(
             status,
             response.headers,
@@ -133,9 +157,11 @@ class Web:
 
 
 @contextlib.asynccontextmanager
-async def open_web(wanted: Wanted, limits: Limits, clock: Clock) -> AsyncIterator[Web]:
-    """Closes all connections at the end. No cookies, no proxies and no .netrc: what is sent is
-    what is said here."""
+async def open_web(
+    wanted: Wanted, limits: Limits, clock: Clock, proxies: Proxies
+) -> AsyncIterator[Web]:
+    """Closes all connections at the end. No cookies and no .netrc: what is sent, and through whom,
+    is what is said here."""
     timeout = aiohttp.ClientTimeout(
         total=None, connect=limits.connect, sock_connect=limits.connect, sock_read=limits.stall
     )
@@ -152,11 +178,11 @@ async def open_web(wanted: Wanted, limits: Limits, clock: Clock) -> AsyncIterato
         auto_decompress=False,
         read_bufsize=_BUFFER,
     ) as session:
-        yield Web(session, wanted, limits, clock)
+        yield Web(session, wanted, limits, clock, proxies)
 
 
 @contextlib.contextmanager
-def _failures(name: str) -> Iterator[None]:
+def _failures(name: str, proxy: Proxy | None) -> Iterator[None]:
     """What goes wrong below HTTP. aiohttp's own words may hold a whole URL, so they are not
     repeated."""
     try:
@@ -168,6 +194,12 @@ def _failures(name: str) -> Iterator[None]:
         ) from None
     except aiohttp.InvalidURL:
         raise SourceFailed(f"{name}: the server redirects to what is no URL") from None
+    except aiohttp.ClientProxyConnectionError as error:
+        raise Again(
+            f"{name}: can't connect to the proxy {error.host}:{error.port}: {error.strerror}"
+        ) from None
+    except aiohttp.ClientHttpProxyError as error:
+        raise refused_by_proxy(error.status, name, proxy) from None
     except aiohttp.ClientConnectorDNSError as error:
         raise Again(f"{name}: the name {error.host} is not found") from None
     except aiohttp.ClientConnectorError as error:
