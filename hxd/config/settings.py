@@ -167,7 +167,7 @@ class Pull:
     proxy: str = _setting(
         "auto",
         kinds.proxy,
-        "HTTP proxy, `http://HOST:PORT`, with `USER:PASSWORD@` before the host where it wants them; "
+        "HTTP proxy, `http://HOST:PORT`, with `USER:PASSWORD@` before the host if it asks; "
         "`auto` takes it from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY in the daemon's "
         "environment; `none` asks servers directly. Loopback is never asked through one.",
     )
