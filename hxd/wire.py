@@ -302,7 +302,8 @@ class Tokens(Frame):
 
 
 class Failed(Frame):
-    """A request failed (`id`), or loading did (`id` None). `fault` is a value of `errors.Fault`."""
+    """A request failed (`id`), or what the worker is for did (`id` None; `code` may be the name of
+    an errno then). `fault` is a value of `errors.Fault`."""
 
     id: int | None
     fault: str

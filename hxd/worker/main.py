@@ -7,6 +7,7 @@ engine thread. The process ends when the socket does.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import socket
 import sys
@@ -141,7 +142,8 @@ class Worker:
         traceback.print_exc()
         said = str(error) or "no message"
         named = said if isinstance(error, PluginError) else f"{type(error).__name__}: {said}"
-        self._channel.failed(None, Fault.BACKEND, named)
+        code = errno.errorcode.get(error.errno or 0) if isinstance(error, OSError) else None
+        self._channel.failed(None, Fault.BACKEND, named, code=code)
         leave(EXIT_FAILED)
 
     def _serve(

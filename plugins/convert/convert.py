@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -53,10 +54,10 @@ def convert(
         parts = weights.plan(model, tensors, kind)
         # It warns of what is meant, and the daemon keeps what a worker says.
         logging.getLogger("gguf").setLevel(logging.ERROR)
-        writer = GGUFWriter(target, model.kind.gguf)
-        _describe(writer, model, name, kind)
-        _speak(writer, words, folder, config)
-        _write(writer, model, parts, progress)
+        with contextlib.closing(GGUFWriter(target, model.kind.gguf)) as writer:
+            _describe(writer, model, name, kind)
+            _speak(writer, words, folder, config)
+            _write(writer, model, parts, progress)
     finally:
         tensors.close()
     notes = list(words.notes)
@@ -167,4 +168,3 @@ def _write(writer: GGUFWriter, model: Model, parts: list[Part], progress: Progre
                 f"the tensor {part.source.name!r} is not as long as its shape says"
             )
         writer.write_padding(out, part.bytes)
-    writer.close()

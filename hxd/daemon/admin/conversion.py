@@ -4,6 +4,8 @@ quantization is wanted, by the quantizer after it."""
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from hxd.pluginfile import PluginError
 
 # What the converter itself writes; other variants are quantized from that.
 WEIGHTS = ("f32", "f16", "bf16")
+# A disk that takes no more, or not this.
+_DISK = frozenset({"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO"})
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,11 @@ async def make(
     except ErrandError as error:
         if error.refused:
             raise NoConverter(f"{found.folder} can't be converted: {error}", param="path") from None
-        raise await _failed(space, f"{found.folder} can't be converted: {error}") from None
+        if error.code in _DISK:
+            number = getattr(errno, error.code)
+            failure = OSError(number, os.strerror(number))
+            raise disk.broken(f"convert {found.folder.name}", failure) from None
+        raise BackendError(f"{found.folder} can't be converted: {error}") from None
     if quantized is None:
         made = variant_of(await asyncio.to_thread(gguf.read_header, first))
         return Made(first.rename(space / f"{stem}-{made}.gguf"), converter.reference, notes)
@@ -77,7 +85,7 @@ async def make(
         told = _told(work, "quantize", size)
         await quantize(plugin, first, second, quantized, told, memory_for(size), aside=True)
     except (PrepareError, PluginError) as error:
-        raise await _failed(space, str(error)) from None
+        raise await _unwritten(space, str(error)) from None
     return Made(second, f"{converter.reference} and {plugin.reference}", notes)
 
 
@@ -97,8 +105,8 @@ def _told(work: Work, step: str, size: int) -> Callable[[float, str], None]:
     return told
 
 
-async def _failed(space: Path, message: str) -> StoreBroken | BackendError:
-    """A worker can't say more of a full disk than that a write failed."""
+async def _unwritten(space: Path, message: str) -> StoreBroken | BackendError:
+    """llama.cpp says no more of a full disk than that a write failed."""
     free = (await asyncio.to_thread(shutil.disk_usage, space)).free
     if free < await asyncio.to_thread(disk.reserve, space):
         return StoreBroken(f"{message}. The disk is full: hxctl model rm NAME@VERSION, or see df")

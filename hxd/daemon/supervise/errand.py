@@ -21,11 +21,12 @@ Told = Callable[[float, str], None]
 
 
 class ErrandError(PrepareError):
-    """What the worker said, or how it ended. `refused`: what it was given is at fault."""
+    """What the worker said, or how it ended. `refused`: what it was given is at fault. `code`: the
+    name of the errno, where the system refused something."""
 
-    def __init__(self, message: str, *, refused: bool = False) -> None:
+    def __init__(self, message: str, *, refused: bool = False, code: str | None = None) -> None:
         super().__init__(message)
-        self.refused = refused
+        self.refused, self.code = refused, code
 
 
 async def run(
@@ -61,7 +62,7 @@ async def run(
         worker.kill()
         await worker.wait()
     if owner.failed is not None:
-        raise ErrandError(owner.failed, refused=owner.refused)
+        raise ErrandError(owner.failed, refused=owner.refused, code=owner.code)
     if code != 0:
         raise ErrandError(f"the worker {describe_exit(code)}")
     try:
@@ -80,6 +81,7 @@ class _Told:
         self.ended = asyncio.Event()
         self.failed: str | None = None
         self.refused = False
+        self.code: str | None = None
         self.notes: list[str] = []
 
     def received(self, frame: wire.Tidings) -> None:
@@ -88,7 +90,7 @@ class _Told:
                 self.hello.set()
             case wire.Failed():
                 self.failed = frame.message
-                self.refused = frame.fault == Fault.CALLER
+                self.refused, self.code = frame.fault == Fault.CALLER, frame.code
             case wire.Progress():
                 self._note(frame.share, frame.note)
             case wire.Converted():
