@@ -20,6 +20,7 @@ from hxd.cli.rollout import follow as follow_rollout
 from hxd.cli.store import Body, Offline, Online, Store
 
 HUB = "https://huggingface.co"
+DEMO = "hxd-demo"
 _FileOrFolder = click.Path(path_type=Path)
 _wait_option = click.option(
     "--wait/--no-wait", default=True, help="Wait for the end, or print the job and go."
@@ -90,7 +91,7 @@ def model() -> None:
 
 @model.command("import")
 @click.argument("path", type=_FileOrFolder)
-@click.option("--name", required=True, help="The model's name in the store.")
+@click.option("--name", help="The model's name in the store.")
 @_label_option
 @_golden_option
 @_description_option
@@ -101,7 +102,7 @@ def model() -> None:
 def import_(
     store: Store,
     path: Path,
-    name: str,
+    name: str | None,
     labels: tuple[str, ...],
     golden: Path | None,
     description: str,
@@ -117,10 +118,18 @@ def import_(
     that is required, does not get in. Files are linked or cloned where the file system can.
 
     Content that the model has already is not taken twice, and that is no error.
+
+    builtin:demo as PATH brings back what was removed of the demo model; builtin:demo@1 one version.
     """
-    if isinstance(store, Offline) and not no_validate:
+    builtin = str(path).startswith("builtin:")
+    if name is None:
+        if not builtin:
+            raise click.UsageError("give the model a --name")
+        name = DEMO
+    if isinstance(store, Offline) and not no_validate and not builtin:
         fail("without a daemon nobody can try it; add --no-validate", EXIT_ERROR)
-    body = {"path": os.path.abspath(path), "name": name}  # noqa: PTH100 (a link stays a link)
+    where = str(path) if builtin else os.path.abspath(path)  # noqa: PTH100 (a link stays a link)
+    body = {"path": where, "name": name}
     body |= _incoming(labels, golden, description, no_validate, force)
     _came(store, store.work("import", body, wait=wait), wait)
 

@@ -519,3 +519,18 @@ async def test_a_store_without_a_daemon_is_worked_on_as_with_one(tmp_path: Path)
     async with light(tmp_path):
         said = await ctl(None, "model", "list", *offline)
         assert said.code == 75 and "in use by process" in said.err
+
+
+async def test_a_demo_version_that_was_removed_comes_back_by_import_only(tmp_path: Path) -> None:
+    async with light(tmp_path) as daemon:
+        assert (await model(daemon, "rm", "hxd-demo@1")).code == 0
+    async with light(tmp_path) as daemon:
+        [demo] = (await model(daemon, "list")).body
+        assert [version["version"] for version in demo["versions"]] == [2]
+        refused = await model(daemon, "import", "builtin:demo@7")
+        assert refused.code == 1 and "builtin:demo@1, builtin:demo@2 are" in refused.err
+        refused = await model(daemon, "import", "builtin:demo", "--name", "mine")
+        assert refused.code == 1 and "import its file: /" in refused.err
+        done = (await model(daemon, "import", "builtin:demo")).body
+        assert (done["name"], done["version"], done["already"]) == ("hxd-demo", 1, False)
+        assert (await model(daemon, "import", "builtin:demo")).body["already"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from hxd.daemon.store import demo, disk
 from hxd.daemon.store.digests import Seen
 from hxd.daemon.store.faults import BadName, Cancelled, Conflict, Corrupt, NotThere, StoreError
 from hxd.daemon.store.findings import What
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.reference import Reference
+from hxd.daemon.store.seed import bring_back
 from hxd.daemon.store.version import Version
 from hxd.daemon.store.work import Work
 from tests import tiny
@@ -412,6 +415,52 @@ def test_a_start_does_not_undo_the_operators_labels_of_the_built_in_model(
     library.set_label("hxd-demo", "stable", 1)
     library.prepare()
     assert library.labels("hxd-demo") == {"stable": 1}
+
+
+def test_a_built_in_version_that_was_removed_stays_so_and_a_damaged_one_heals(
+    library: Library,
+) -> None:
+    library.remove("hxd-demo", 1)
+    disk.delete(library.models / "hxd-demo/2/manifest.toml")
+    library.prepare()
+    assert library.versions("hxd-demo") == [2]
+    library.remove_model("hxd-demo")
+    Library(library.root).prepare()
+    assert library.names() == []
+
+
+def test_a_newer_built_in_version_comes_though_older_ones_were_removed(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library.remove_model("hxd-demo")
+    package = tmp_path / "package"
+    shutil.copytree(demo.folder(), package)
+    shutil.copytree(package / "2", package / "3")
+    manifest = package / "3/manifest.toml"
+    manifest.write_text(manifest.read_text().replace("version = 2", "version = 3"))
+    monkeypatch.setattr(demo, "folder", lambda: package)
+    library.prepare()
+    assert library.versions("hxd-demo") == [3]
+
+
+def test_a_removed_built_in_version_comes_back_when_it_is_asked_for(library: Library) -> None:
+    library.remove_model("hxd-demo")
+    assert bring_back(library, [1]) == [1]
+    assert (library.versions("hxd-demo"), library.labels("hxd-demo")) == ([1], {})
+    assert bring_back(library, [1, 2]) == [2]
+    assert library.labels("hxd-demo") == {"stable": 2}
+    assert bring_back(library, [1, 2]) == []
+    # From now on it heals again.
+    disk.delete(library.models / "hxd-demo/1")
+    library.prepare()
+    assert library.versions("hxd-demo") == [1, 2]
+
+
+def test_a_note_of_removed_versions_that_can_not_be_read_counts_as_none(library: Library) -> None:
+    library.remove("hxd-demo", 1)
+    (library.root / "removed.json").write_text("[1,")
+    library.prepare()
+    assert library.versions("hxd-demo") == [1, 2]
 
 
 def test_folders_are_for_nobody_else(library: Library, publish: Callable[..., Version]) -> None:

@@ -27,7 +27,7 @@ from hxd.daemon.admin.store_view import How, Use
 from hxd.daemon.events import Events
 from hxd.daemon.request.deployment import Deployment
 from hxd.daemon.rollout.rollouts import Rollouts
-from hxd.daemon.store import foreign
+from hxd.daemon.store import demo, foreign
 from hxd.daemon.store.reference import ModelName, Reference
 from hxd.daemon.store.work import Work
 
@@ -99,7 +99,8 @@ class StoreApi:
         ask = await _asked(request, asks.Import)
         name = ModelName(ask.name)
         check_incoming(ask)
-        absolute(ask.path)
+        if not demo.is_builtin(ask.path):
+            absolute(ask.path)
         return self._begin("import", name, lambda work: self._work.take_in(ask, work))
 
     async def convert(self, request: web.Request) -> web.Response:

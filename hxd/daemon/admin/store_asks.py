@@ -30,7 +30,7 @@ class Incoming(Ask, kw_only=True):
 
 
 class Import(Incoming, kw_only=True):
-    """`path`: a model file, or a folder with the files of one model."""
+    """`path`: a model file, a folder with the files of one model, or `builtin:demo[@VERSION]`."""
 
     path: str
     name: str

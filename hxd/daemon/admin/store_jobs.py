@@ -75,6 +75,8 @@ class StoreJobs:
         self._relabel = relabel
 
     async def take_in(self, ask: Import, work: Work) -> dict[str, Any]:
+        if demo.is_builtin(ask.path):
+            return await to_its_end(self._operations.bring_back, ask)
         try:
             stage = await to_its_end(self._operations.stage, ask, work)
         except SameContent as same:

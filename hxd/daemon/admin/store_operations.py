@@ -26,12 +26,13 @@ from hxd.daemon.admin.store_asks import (
 )
 from hxd.daemon.admin.store_view import How, Use
 from hxd.daemon.rollout.golden import Golden, GoldenError, parse
-from hxd.daemon.store import backup, candidates, doctor, snapshots
+from hxd.daemon.store import backup, candidates, demo, doctor, seed, snapshots
 from hxd.daemon.store.doctor import Fetch
 from hxd.daemon.store.faults import Conflict, NotThere, SameContent, StoreError
+from hxd.daemon.store.labels import STABLE
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.pull import proxies, refetch
-from hxd.daemon.store.reference import Label, ModelName, Reference, version_number
+from hxd.daemon.store.reference import Label, ModelName, Reference, shown, version_number
 from hxd.daemon.store.stage import Stage
 from hxd.daemon.store.version import Version
 from hxd.daemon.store.work import Work
@@ -75,8 +76,38 @@ class Operations:
         files = candidates.collect(absolute(ask.path))
         return self.library.stage(files, name, description=ask.description, work=work)
 
+    def bring_back(self, ask: Import) -> dict[str, Any]:
+        """Versions of the demo model that were removed: those that `builtin:demo` or
+        `builtin:demo@VERSION` names. As they were, so nobody tries them."""
+        check_incoming(ask)
+        reference = demo.reference(ask.path)
+        number = demo.STABLE if reference.selector == STABLE else reference.selector
+        known = demo.numbers()
+        if number is not None and number not in known:
+            listed = ", ".join(f"builtin:demo@{one}" for one in known)
+            raise NotThere(f"{shown(ask.path)} is not built in; {listed} are", param="path")
+        if ask.name != demo.NAME:
+            raise StoreError(
+                f"builtin:demo is {demo.NAME} in the store; to have it as {shown(ask.name)} too, "
+                f"import its file: {demo.find('builtin:demo').file}",
+                param="name",
+            )
+        numbers = known if number is None else [number]
+        put = seed.bring_back(self.library, numbers)
+        if not put:
+            message = f"{demo.NAME} has {'this version' if number else 'all its versions'}"
+            return already(SameContent(message, demo.NAME, numbers[-1]))
+        for label in ask.labels or ():
+            self.library.set_label(demo.NAME, label, put[-1])
+        done = published(self.library.version(demo.NAME, put[-1]), self.library)
+        if put[:-1]:
+            done["notes"] = [f"{demo.NAME}@{other} is back too" for other in put[:-1]]
+        return done
+
     def take_in(self, ask: Import, work: Work) -> dict[str, Any]:
         """Without a look at how it answers."""
+        if demo.is_builtin(ask.path):
+            return self.bring_back(ask)
         try:
             with self.stage(ask, work) as stage:
                 version = stage.publish({}, labels=ask.labels, golden=golden_bytes(ask))

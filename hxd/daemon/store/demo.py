@@ -28,6 +28,12 @@ def folder() -> Path:
     return Path(__file__).parents[2] / "demo"
 
 
+def numbers() -> list[int]:
+    """Of the versions that the package has."""
+    found = (path.parent.name for path in folder().glob("*/manifest.toml"))
+    return sorted(int(name) for name in found if name.isdecimal())
+
+
 def owns(file: Path) -> bool:
     """Whether it is one of the package's own model files."""
     return file.resolve().is_relative_to(folder().resolve())

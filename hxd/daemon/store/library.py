@@ -13,7 +13,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ from hxd.daemon.store.quarantine import Cause, Mark
 from hxd.daemon.store.reference import Label, ModelName, VariantName, shown
 from hxd.daemon.store.shelf import GOLDEN, MAX_GOLDEN, Shelf, numbered
 from hxd.daemon.store.stage import Stage
+from hxd.daemon.store.unseeded import FILE as UNSEEDED
+from hxd.daemon.store.unseeded import Unseeded
 from hxd.daemon.store.version import VARIANTS, Version
 from hxd.daemon.store.work import Work
 from hxd.daemon.store.workspaces import PULL, Workspaces
@@ -64,6 +66,7 @@ class Library(Shelf):
         # Whoever changes what others may see holds it, and for no longer than renames take.
         self.writing = threading.RLock()
         self._journal = Journal(root / JOURNAL, root / WORKSPACES)
+        self.unseeded = Unseeded(root / UNSEEDED, root / WORKSPACES)
 
     # Life
 
@@ -344,6 +347,7 @@ class Library(Shelf):
                     version = self.version(model, number)
                     if variant is None:
                         self._refuse_used(version, keep)
+                        self._not_again(model, [number])
                         self.save_labels(model, self.labelled(model).labels)
                         disk.move(version.folder, space / str(number))
                     else:
@@ -370,12 +374,18 @@ class Library(Shelf):
             space = self.workspace("removed")
             try:
                 with self.writing:
+                    self._not_again(model, numbers)
                     self.save_labels(model, {})
                     for number in numbers:
                         disk.move(self.folder(model) / str(number), space / str(number))
                     (self.folder(model) / GOLDEN).unlink(missing_ok=True)
             finally:
                 self.drop(space)
+
+    def _not_again(self, model: ModelName, numbers: Iterable[int]) -> None:
+        """Before they go: a crash in between must not bring them back."""
+        if model == demo.NAME:
+            self.unseeded.add(set(numbers) & set(demo.numbers()))
 
     # Judging what is there
 

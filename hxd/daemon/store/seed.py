@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -28,17 +29,30 @@ NAME = ModelName(demo.NAME)
 
 
 def seed(library: Library) -> None:
-    """Where a version is missing; `stable` is set only where the model has no labels yet. A package
-    that is damaged, or a disk that is full, keeps nobody from being served."""
-    folder = library.folder(NAME)
+    """Where a version is missing that nobody removed; `stable` is set only where the model has no
+    labels yet. A package that is damaged, or a disk that is full, keeps nobody from being
+    served."""
     try:
-        for source in sorted(demo.folder().glob("[0-9]*/manifest.toml")):
-            if not (folder / source.parent.name / manifests.FILE).exists():
-                _copy(library, source)
-        if not (folder / labelling.FILE).exists():
+        with guarded("put the demo model into the store"), library.writing:
+            # What came back, from a backup perhaps, is a version like any other.
+            library.unseeded.forget(n for n in demo.numbers() if _there(library, n))
+            removed = library.unseeded.numbers()
+        _put(library, [number for number in demo.numbers() if number not in removed])
+        if not (library.folder(NAME) / labelling.FILE).exists():
             library.set_label(NAME, STABLE, demo.STABLE)
     except HxdError as error:
         log.error("the demo model is not in the store: %s", error)
+
+
+def bring_back(library: Library, numbers: Collection[int]) -> list[int]:
+    """Those that were missing, for an operator who removed them and wants them again. `stable` is
+    set where the model has no label. Raises `StoreError` and `StoreBroken`."""
+    put = _put(library, numbers)
+    with guarded("put the demo model into the store"), library.writing:
+        library.unseeded.forget(numbers)
+    if put and not library.labels(NAME) and demo.STABLE in library.versions(NAME):
+        library.set_label(NAME, STABLE, demo.STABLE)
+    return put
 
 
 def replace(library: Library, number: int) -> bool:
@@ -57,6 +71,17 @@ def find(sha256: str) -> Path | None:
             if entry.sha256 == sha256:
                 return source.parent / name
     return None
+
+
+def _there(library: Library, number: int) -> bool:
+    return (library.folder(NAME) / str(number) / manifests.FILE).exists()
+
+
+def _put(library: Library, numbers: Collection[int]) -> list[int]:
+    missing = [number for number in numbers if not _there(library, number)]
+    for number in missing:
+        _copy(library, demo.folder() / str(number) / manifests.FILE)
+    return missing
 
 
 def _copy(library: Library, source: Path) -> None:
