@@ -124,6 +124,16 @@ class ConfigError(HxdError):
         super().__init__("\n".join(self.findings))
 
 
+class StorageFailed(HxdError):
+    """The disk is full, read-only or failing, or not the daemon's to write on. What was there is
+    there."""
+
+    fault = Fault.OPERATOR
+    status = 507
+    type = "storage_error"
+    code = "storage_failed"
+
+
 class BackendError(HxdError):
     """A worker, its plugin or its model failed. Another replica might do better."""
 

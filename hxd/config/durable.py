@@ -1,10 +1,31 @@
-"""Writes that survive a power cut. A rename is on the disk only when its folder is synced."""
+"""Writes that survive a power cut, and words for a disk that does not take them. A rename is on the
+disk only when its folder is synced."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
+
+_CURES = {
+    errno.ENOSPC: "free some space (hxctl model rm NAME@VERSION, or see what df shows)",
+    errno.EDQUOT: "the disk quota is used up; raise it or remove versions (hxctl model rm)",
+    errno.EFBIG: "the file is larger than a limit allows (LimitFSIZE of the unit, ulimit -f)",
+    errno.EROFS: "the file system is mounted read-only, often after a fault; see dmesg",
+    errno.EIO: "the disk fails; see dmesg, then run hxctl model doctor --backup FOLDER",
+    errno.EACCES: "the daemon's user may not; hxctl model doctor may help, or chown to that user",
+    errno.EPERM: "the daemon's user may not; hxctl model doctor may help, or chown to that user",
+}
+
+
+def refusal(error: OSError, where: Path | None = None, otherwise: str = "see dmesg") -> str:
+    """What the disk refuses, at `where` if the error does not say, and what mends it: `otherwise`
+    for what has no cure of its own. It follows "can't do something: "."""
+    place = error.filename or where
+    cure = _CURES.get(error.errno or 0, otherwise)
+    named = f" ({place})" if place else ""
+    return f"{error.strerror or error}{named}. {cure[0].upper()}{cure[1:]}"
 
 
 def create(file: Path, data: bytes) -> None:
@@ -32,7 +53,7 @@ def replace(file: Path, data: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """A folder, or a file whose attributes have changed."""
+    """A folder whose entries have changed, or a file whose attributes have."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

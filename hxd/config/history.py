@@ -21,7 +21,7 @@ import msgspec
 from hxd.config import durable
 from hxd.config.load import misnamed
 from hxd.config.masking import visible
-from hxd.errors import CallerError, Fault, HxdError
+from hxd.errors import CallerError, StorageFailed
 
 KEEP = 100
 WHO = 200  # characters; it comes from a key's name or a user's
@@ -67,12 +67,9 @@ class DamagedRevision(CallerError):
     code = "damaged_revision"
 
 
-class CannotKeep(HxdError):
-    """The disk does not take it; what was kept is kept."""
+class CannotKeep(StorageFailed):
+    """What was kept is kept."""
 
-    fault = Fault.OPERATOR
-    status = 507
-    type = "storage_error"
     code = "history_failed"
 
 
@@ -231,8 +228,8 @@ class History:
             yield
         except OSError as error:
             raise CannotKeep(
-                f"can't keep the history of the configuration: {error.strerror or error} "
-                f"({error.filename or self._folder})"
+                "can't keep the history of the configuration: "
+                f"{durable.refusal(error, self._folder)}"
             ) from None
 
 

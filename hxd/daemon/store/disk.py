@@ -1,13 +1,12 @@
-"""Writes that survive a power cut, and words for a disk that does not take them.
+"""The store's writes, which survive a power cut as those of `durable` do, and its room.
 
 Knows nothing of models. A file is written beside its place, synced and renamed; a folder is synced
-after its entries changed, since a rename is only on the disk when its folder is.
+after its entries changed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import secrets
 import shutil
@@ -25,16 +24,6 @@ FOLDER_MODE = 0o700
 RESERVE = 64 << 20
 RESERVED_PART = 20
 
-_HINTS = {
-    errno.ENOSPC: "free some space (hxctl model rm NAME@VERSION, or see what df shows)",
-    errno.EDQUOT: "the disk quota is used up; raise it or remove versions (hxctl model rm)",
-    errno.EFBIG: "the file is larger than a limit allows (LimitFSIZE of the unit, ulimit -f)",
-    errno.EROFS: "the file system is mounted read-only, often after a fault; see dmesg",
-    errno.EIO: "the disk fails; see dmesg, then run hxctl model doctor --backup FOLDER",
-    errno.EACCES: "the daemon's user may not; hxctl model doctor may help, or chown to that user",
-    errno.EPERM: "the daemon's user may not; hxctl model doctor may help, or chown to that user",
-}
-
 
 @contextlib.contextmanager
 def guarded(doing: str) -> Iterator[None]:
@@ -46,27 +35,8 @@ def guarded(doing: str) -> Iterator[None]:
 
 
 def broken(doing: str, error: OSError) -> StoreBroken:
-    hint = _HINTS.get(error.errno or 0, "run hxctl model doctor")
-    where = f" ({error.filename})" if error.filename else ""
-    return StoreBroken(
-        f"can't {doing}: {error.strerror or error}{where}. {hint[0].upper()}{hint[1:]}"
-    )
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_file(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    said = durable.refusal(error, otherwise="run hxctl model doctor")
+    return StoreBroken(f"can't {doing}: {said}")
 
 
 def make_folder(folder: Path) -> None:
@@ -78,7 +48,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(FOLDER_MODE)
         # Another thread may have narrowed the umask just now, for a socket's sake.
         folder.chmod(FOLDER_MODE)
-        sync_folder(folder.parent)
+        durable.sync(folder.parent)
 
 
 def create(file: Path) -> int:
@@ -101,15 +71,15 @@ def write_atomic(file: Path, data: bytes, beside: Path) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    sync_folder(file.parent)
+    durable.sync(file.parent)
 
 
 def move(source: Path, target: Path) -> None:
     """A rename that is on the disk when it returns. `target` must not be there."""
     source.rename(target)
-    sync_folder(target.parent)
+    durable.sync(target.parent)
     if source.parent != target.parent:
-        sync_folder(source.parent)
+        durable.sync(source.parent)
 
 
 def delete(path: Path) -> None:

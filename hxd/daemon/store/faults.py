@@ -3,7 +3,7 @@ admin API as well, and names the command that mends it."""
 
 from __future__ import annotations
 
-from hxd.errors import CallerError, HxdError
+from hxd.errors import CallerError, StorageFailed
 
 
 class StoreError(CallerError):
@@ -59,9 +59,5 @@ class Cancelled(StoreError):
     code = "cancelled"
 
 
-class StoreBroken(HxdError):
-    """The disk is full, read-only or failing; nothing was changed."""
-
-    status = 507
-    type = "storage_error"
-    code = "storage_failed"
+class StoreBroken(StorageFailed):
+    """Of the store; nothing was changed."""

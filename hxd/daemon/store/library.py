@@ -20,6 +20,7 @@ from typing import Any
 
 import tomli_w
 
+from hxd.config import durable
 from hxd.daemon.store import candidates, demo, disk, findings, intake, quarantine
 from hxd.daemon.store import labels as labelling
 from hxd.daemon.store import manifest as manifests
@@ -284,7 +285,7 @@ class Library(Shelf):
         that its digest is the manifest's."""
         with guarded(f"replace {file}"), self.writing:
             taken.path.replace(file)
-            disk.sync_folder(file.parent)
+            durable.sync(file.parent)
         self._remember([taken], moves=False)
 
     def set_golden(self, name: str, data: bytes) -> None:
@@ -465,7 +466,7 @@ class Library(Shelf):
         with guarded(f"release {shown(name)}@{number}"), self.writing:
             folder = self._marked_folder(name, number, variant)
             (folder / quarantine.FILE).unlink(missing_ok=True)
-            disk.sync_folder(folder)
+            durable.sync(folder)
 
     def impound(self, path: Path, why: str) -> Path:
         """Takes something out of the store, into a folder of `quarantine/` with the reason beside
@@ -494,7 +495,7 @@ class Library(Shelf):
         file = folder / manifests.FILE
         file.unlink(missing_ok=True)
         disk.write_new(file, manifests.write(manifest))
-        disk.sync_folder(folder)
+        durable.sync(folder)
         disk.make_folder(target.parent)
         disk.move(folder, target)
         self.workspaces.left(folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 import tomli_w
 
 from hxd import pluginfile
+from hxd.config import durable
 from hxd.daemon.store import disk, plugin_requirements
 from hxd.daemon.store.faults import Corrupt
 from hxd.daemon.store.plugin_package import Contents
@@ -53,8 +54,8 @@ def unpack(
         disk.write_new(target, data if name == MANIFEST else package.read(name))
     for inside in sorted(folder.rglob("*")):
         if inside.is_dir():
-            disk.sync_folder(inside)
-    disk.sync_folder(folder)
+            durable.sync(inside)
+    durable.sync(folder)
 
 
 def digest(home: Path) -> str | None:

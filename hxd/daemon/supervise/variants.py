@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+from hxd.config import durable
 from hxd.daemon.store.faults import StoreError
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.plugins import Plugin
@@ -76,14 +76,9 @@ class Variants:
 
 def _publish(part: Path, target: Path) -> None:
     """Whole and on disk before it can be seen under its name."""
-    with part.open("rb") as stream:
-        os.fsync(stream.fileno())
+    durable.sync(part)
     part.rename(target)
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    durable.sync(target.parent)
 
 
 def clean(cache: Path) -> None:

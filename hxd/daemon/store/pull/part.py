@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from hxd.config import durable
 from hxd.daemon.store import disk
 from hxd.daemon.store.disk import guarded
 from hxd.daemon.store.faults import StoreBroken
@@ -193,7 +194,7 @@ class Part:
         with guarded(f"give {self.final} its name"):
             os.fsync(self.descriptor)
             self.path.rename(self.final)
-            disk.sync_folder(self._folder)
+            durable.sync(self._folder)
         return self.final
 
     def discard(self) -> None:
