@@ -17,6 +17,7 @@ from hxd.daemon.store.backup import backup, restore
 from hxd.daemon.store.doctor import examine, mend
 from hxd.daemon.store.faults import Corrupt
 from hxd.daemon.store.library import Library
+from hxd.daemon.store.spoil import spoil
 from tests import tiny
 
 # Events of the interpreter's audit hook that stand before a change of names or contents.
@@ -52,6 +53,13 @@ def mended(library: Library, folder: Path) -> None:
     mend(library, examine(library, deep=False), backup=folder / "backup")
 
 
+def spoiled(library: Library, folder: Path) -> None:
+    """As a drill does it."""
+    found = spoil(library, library.version("m", 2), "f16")
+    with found.standing_in():
+        found.drop()
+
+
 # One step: before it or after it, and nothing between.
 ATOMIC: dict[str, Act] = {
     "publish": publish,
@@ -59,6 +67,7 @@ ATOMIC: dict[str, Act] = {
     "publish a model's first version": first,
     "add a variant": add_variant,
     "set a label": lambda library, _: library.set_label("m", "stable", 2),
+    "spoil a copy": spoiled,
     "quarantine": lambda library, _: library.quarantine("m", 2, "crashes"),
     "remove a version": lambda library, _: library.remove("m", 3),
     "remove a variant": lambda library, _: library.remove("m", 1, variant="q4_0"),

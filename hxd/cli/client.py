@@ -20,6 +20,7 @@ EXIT_NOT_NOW = 75  # EX_TEMPFAIL
 EXIT_ERROR = 1
 TIMEOUT = 30.0
 DRILL_TIMEOUT = 180.0  # seconds; the daemon gives up before
+SWAP_DRILL_TIMEOUT = 3600.0  # a version may have to be loaded twice, and a file copied
 
 
 class Client:

@@ -15,6 +15,7 @@ from hxd import __version__
 from hxd.cli.client import (
     DRILL_TIMEOUT,
     EXIT_ERROR,
+    SWAP_DRILL_TIMEOUT,
     Client,
     date,
     default_socket,
@@ -104,27 +105,34 @@ def conditions(client: Client) -> None:
 
 
 @hxctl.command()
-@click.argument("fault", type=click.Choice(["kill", "stall", "slow", "garbage"]))
+@click.argument("fault", type=click.Choice(["kill", "stall", "slow", "garbage", "swap", "corrupt"]))
 @click.argument("model", required=False)
-@click.option("--force", is_flag=True, help="Even if fewer than two replicas would be left.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Even if fewer than two replicas would be left; for swap, even if requests have to wait.",
+)
 @json_option
 @click.pass_obj
 def drill(client: Client, fault: str, model: str | None, force: bool) -> None:
-    """Do FAULT to a worker of MODEL on purpose, and report what requests notice.
+    """Do FAULT to MODEL on purpose, and report what requests notice.
 
     \b
     kill     SIGKILL to the busiest worker
     stall    SIGSTOP to it
     slow     stop it more than half of the time, for 8 seconds
     garbage  bytes that are no frame come from it
+    swap     another version or variant in service, and back
+    corrupt  SIGKILL to it, and a copy of its file with a flipped byte to load again
 
     hxd makes a light load of its own meanwhile. Without MODEL it is the one with the most replicas.
     Exits 0 when no request failed and none paused for over half a second more than usual, 1 when
     that promise was broken, and 75 when the drill was refused.
     """
     body = {"fault": fault, "model": model, "force": force}
+    seconds = SWAP_DRILL_TIMEOUT if fault in ("swap", "corrupt") else DRILL_TIMEOUT
     with Console(stderr=True).status(f"drill: {fault}"):
-        answer = client.call("POST", "/admin/v1/drill", body, seconds=DRILL_TIMEOUT)
+        answer = client.call("POST", "/admin/v1/drill", body, seconds=seconds)
     if client.as_json:
         click.echo(json.dumps(answer, indent=2))
     else:
@@ -133,24 +141,57 @@ def drill(client: Client, fault: str, model: str | None, force: bool) -> None:
 
 
 def _show_drill(report: dict[str, Any]) -> None:
-    strength = report["full_strength_seconds"]
+    what = f"{report['fault']} of {report['victim']}"
+    if "target" in report:
+        what += f" to {report['target'] or 'nothing'}"
+    if "spoiled" in report:
+        what += f": {report['spoiled']} flipped"
+    promised = report["promised_pause_seconds"]
+    more = f"promised {promised * 1e3:.0f} ms more at most" if promised else "none promised"
     rows = [
-        ("fault", f"{report['fault']} of {report['victim']}"),
+        ("fault", what),
         ("requests", f"{report['requests']} sent, {report['failed']} failed"),
         ("answers", f"{report['different']} changed; {report['failovers']} went on elsewhere"),
+        *_versions(report),
         (
             "longest pause",
             f"{report['longest_pause_seconds'] * 1e3:.0f} ms, usual "
-            f"{report['usual_pause_seconds'] * 1e3:.0f} ms, promised "
-            f"{report['promised_pause_seconds'] * 1e3:.0f} ms more at most",
+            f"{report['usual_pause_seconds'] * 1e3:.0f} ms, {more}",
         ),
-        ("full strength", "not seen" if strength is None else f"after {strength:g} s"),
+        ("full strength", _after(report["full_strength_seconds"])),
         ("promise", "kept" if report["promise_kept"] else "BROKEN"),
     ]
     for name, said in rows:
         click.echo(f"{name:<14} {said}")
     for problem in report["problems"]:
         click.echo(f"! {problem}")
+
+
+def _versions(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What only some drills tell of."""
+    rows = [
+        ("answered by", f"{row['answers']}: {row['serves']}, {row['release']}")
+        for row in report.get("answered_by", ())
+    ]
+    if "mixed" in report:
+        rows.append(("of one version", f"all but {report['mixed']}" if report["mixed"] else "each"))
+    if "swap_seconds" in report:
+        rows += [
+            ("swap", _after(report["swap_seconds"])),
+            ("rollback", _after(report["rollback_seconds"])),
+        ]
+        rows += [("passed over", why) for why in report["passed_over"]]
+    if "refusal" in report:
+        refused = _after(report["refused_seconds"])
+        rows.append(("refused", f"{refused}: {report['refusal']}" if report["refusal"] else "NO"))
+        rows.append(("quarantine", report["quarantine"] or "none: the version went on serving"))
+    if "as_before" in report:
+        rows.append(("afterwards", "as before" if report["as_before"] else "NOT as before"))
+    return rows
+
+
+def _after(seconds: float | None) -> str:
+    return "not seen" if seconds is None else f"after {seconds:g} s"
 
 
 @hxctl.group()

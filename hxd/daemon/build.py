@@ -26,7 +26,7 @@ from hxd.config.history import History
 from hxd.config.live import Live
 from hxd.daemon.admin.api import AdminApi
 from hxd.daemon.admin.config_api import ConfigApi
-from hxd.daemon.admin.drill import Drills
+from hxd.daemon.admin.drills.drills import Drills
 from hxd.daemon.admin.herald import Herald
 from hxd.daemon.admin.jobs import Jobs
 from hxd.daemon.admin.metrics import Metrics
@@ -196,6 +196,7 @@ class Daemon:
     traffic: Traffic
     workers: Workers
     rollouts: Rollouts
+    drills: Drills
     reconfiguration: Reconfiguration
     jobs: Jobs
     events: Events
@@ -327,7 +328,7 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         tokenization = Tokenization(abilities, setting, live)
         prober = Prober(releases.rosters, supervisor, clock)
         herald = Herald(status, clock)
-        drills = Drills(served, supervisor, setting, clock)
+        drills = Drills(means, rollouts, stores.models)
         steps = Steps(
             Taking(
                 live,
@@ -394,6 +395,7 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             traffic,
             workers,
             rollouts,
+            drills,
             reconfiguration,
             jobs,
             events,

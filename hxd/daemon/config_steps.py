@@ -17,10 +17,11 @@ from hxd.config.plan import Act, Fate, Plan, Step
 from hxd.daemon.request.deployment import Deployment
 from hxd.daemon.request.models import flatten
 from hxd.daemon.request.releases import Releases
+from hxd.daemon.rollout.course import COMING_UP
 from hxd.daemon.rollout.phases import Phase
 from hxd.daemon.rollout.reasons import DEATHS
 from hxd.daemon.rollout.record import Ask, fingerprint
-from hxd.daemon.rollout.rollouts import COMING_UP, Rollouts
+from hxd.daemon.rollout.rollouts import Rollouts
 from hxd.daemon.store.sources import AS_CONFIGURED, Source, SourceError
 from hxd.daemon.supervise.lifecycle import State
 from hxd.daemon.supervise.memory import Room, automatic_budget
@@ -84,8 +85,11 @@ class Steps:
         """Raises `CallerError` for a model that changes and has a rollout under way: the one would
         undo the other."""
         for model in plan.models:
+            if model.fate in (Fate.STAYS, Fate.ENDS):
+                continue
+            self._means.rollouts.check_not_lent(model.name)
             rollout = self._means.rollouts.of(model.name)
-            if rollout is None or not rollout.running or model.fate in (Fate.STAYS, Fate.ENDS):
+            if rollout is None or not rollout.running:
                 continue
             raise CallerError(
                 f"models.{model.name} would be changed, and a rollout of it to {rollout.target} is "

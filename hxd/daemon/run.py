@@ -19,6 +19,7 @@ from hxd.config.history import History, Outcome, Why
 from hxd.config.install import recover
 from hxd.daemon.build import Daemon, Inspection, Lasting, build, claim, inspect
 from hxd.daemon.reconfigure import HISTORY
+from hxd.daemon.rollout import loan
 from hxd.daemon.systemd import notify, watchdog_interval
 from hxd.errors import ConfigError, HxdError
 
@@ -38,6 +39,8 @@ def serve(config: Config) -> None:
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     with claim(config) as stores:
         config = _recorded(config)
+        for done in loan.recover(config.paths.state, stores.models):
+            log.warning("%s", done)
         inspection = inspect(config, stores)
         findings = inspection.findings(config)
         if findings and not inspection.sources:
@@ -93,6 +96,7 @@ async def _live(config: Config, inspection: Inspection, clock: Clock) -> None:
             # First: one that tries a model would bring up a worker that nobody asks to end.
             await daemon.jobs.aclose()
             await daemon.reconfiguration.aclose()
+            await daemon.drills.aclose()
             await daemon.rollouts.aclose()
             await _drain(daemon, clock)
             await daemon.supervisor.stop()

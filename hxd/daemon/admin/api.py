@@ -11,7 +11,8 @@ from aiohttp import web
 
 from hxd.clock import Clock
 from hxd.daemon.admin.answer import answer, decoded
-from hxd.daemon.admin.drill import Drills, Fault
+from hxd.daemon.admin.drills.drills import Drills
+from hxd.daemon.admin.drills.report import Fault
 from hxd.daemon.admin.metrics import CONTENT_TYPE, Metrics
 from hxd.daemon.admin.status import Status
 from hxd.daemon.request.http import Front
@@ -30,7 +31,8 @@ class NewKey(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class NewDrill(msgspec.Struct, forbid_unknown_fields=True):
-    """`model` None: the one with the most replicas. `force`: even if hardly any would be left."""
+    """`model` None: the one with the most replicas. `force`: even if hardly any would be left, or
+    what would be swapped to has no room beside what serves."""
 
     fault: Fault
     model: str | None = None

@@ -26,7 +26,9 @@ class Guard:
         self._means = means
         self._rollouts = rollouts
         self._given_up: set[tuple[str, int, str, str]] = set()
-        rollouts.arrived.append(self._given_up.discard)
+        # By model: the key of the release that is lost, while another one is looked for.
+        self._lost_keys: dict[str, str] = {}
+        rollouts.arrived.append(self._came)
 
     async def run(self) -> None:
         """Looks for models whose version dies again and again, or may not start, long after it came
@@ -37,7 +39,10 @@ class Guard:
                 if self._rollouts.running(deployment.name) is None and self._lost(
                     deployment.current
                 ):
-                    self._given_up.add(identity(deployment.current.source))
+                    source = deployment.current.source
+                    self._given_up.add(identity(source))
+                    self._lost_keys[source.name] = source.key
+                    self._means.supervisor.relieved.add(source.key)
                     self._rollouts.effects.spawn(
                         self._rescue(deployment), f"rescue-{deployment.name}"
                     )
@@ -58,7 +63,22 @@ class Guard:
             )
         )
 
+    def _came(self, found: tuple[str, int, str, str]) -> None:
+        """Into service. Who waits for what it stands in for need not any more: they go on with it
+        as soon as the other is told to end."""
+        self._given_up.discard(found)
+        self._end_relief(found[0])
+
+    def _end_relief(self, model: str) -> None:
+        self._means.supervisor.relieved.discard(self._lost_keys.pop(model, ""))
+
     async def _rescue(self, deployment: Deployment) -> None:
+        try:
+            await self._relieve(deployment)
+        finally:
+            self._end_relief(deployment.name)
+
+    async def _relieve(self, deployment: Deployment) -> None:
         """Serve what served before, or another whole version. The one that is lost is condemned
         when that has succeeded: where nothing can be served, it is not the version's fault."""
         model, source = deployment.name, deployment.current.source

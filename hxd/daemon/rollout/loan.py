@@ -48,9 +48,8 @@ class Loan:
         self._warm = self.deployment.warm
         self._before: Before | None = None
 
-    async def begin(self, *, spoils: bool = False) -> None:
-        """`spoils`: what serves may end up in quarantine meanwhile. Raises `HxdError`: a rollout or
-        another drill has the model, or it can't be recorded."""
+    def check_free(self) -> None:
+        """Raises `CallerError` while a rollout or another drill has the model."""
         if (running := self._rollouts.running(self.model)) is not None:
             raise CallerError(
                 f"a rollout of {self.model!r} to {running.target or 'another version'} is "
@@ -59,6 +58,11 @@ class Loan:
                 code="drill_refused",
             )
         self._rollouts.check_not_lent(self.model)
+
+    async def begin(self, *, spoils: bool = False) -> None:
+        """`spoils`: what serves may end up in quarantine meanwhile. Raises `HxdError`, also where
+        it can't be recorded."""
+        self.check_free()
         deployed, source = self._rollouts.ledger.of(self.model), self.source
         before = Before(choice=deployed.choice, former=deployed.former)
         if source.held is not None:

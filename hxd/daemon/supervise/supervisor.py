@@ -19,6 +19,7 @@ from hxd.daemon.store.sources import Source
 from hxd.daemon.supervise.lifecycle import ALIVE, COMING, TRANSITIONS, Event, State, after
 from hxd.daemon.supervise.news import Doubt, Message, News, Renew
 from hxd.daemon.supervise.replica import Replica
+from hxd.daemon.supervise.restart import Restart
 
 log = logging.getLogger("hxd.supervise")
 
@@ -108,6 +109,8 @@ class Supervisor:
         self._numbers: Counter[str] = Counter()
         self._retired: set[str] = set()
         self.listeners: list[Callable[[Replica, State, State], None]] = []
+        # Keys of releases that are lost, while another one is looked for.
+        self.relieved: set[str] = set()
         # By `Source.key`.
         self.replicas: dict[str, list[Replica]] = {}
         for source in sources.values():
@@ -141,8 +144,10 @@ class Supervisor:
         return [replica for replica in able if not replica.suspect] or able
 
     def coming(self, key: str) -> bool:
-        """Whether waiting makes sense: some replica is on its way up."""
-        return any(self._hoped_for(replica) for replica in self.replicas.get(key, ()))
+        """Whether waiting makes sense: some replica is on its way up, or another release is looked
+        for that takes its place."""
+        replicas = self.replicas.get(key, ())
+        return key in self.relieved or any(self._hoped_for(replica) for replica in replicas)
 
     @staticmethod
     def _hoped_for(replica: Replica) -> bool:
@@ -405,6 +410,15 @@ class Supervisor:
         for replica in self.replicas.get(key, ()):
             if replica.state is State.FAILED and replica.proven and replica.blameless:
                 self.post(Message(replica, replica.generation, Event.RESTART))
+
+    def mended(self, key: str) -> None:
+        """What replicas that may not start would load is whole again: they try at once, and what
+        they died of is forgotten."""
+        for replica in self.replicas.get(key, ()):
+            if replica.barred and replica.state is not State.READY:
+                replica.restart = Restart()
+                if replica.state is State.FAILED:
+                    self.post(Message(replica, replica.generation, Event.RESTART))
 
     def _expect(self, replica: Replica, state: State, seconds: float) -> None:
         """The replica dies unless it has left `state` by then."""

@@ -38,24 +38,26 @@ class Variants:
     async def file_for(self, replica: Replica) -> Path | None:
         """What `replica` loads; raises `PrepareError` or `OSError`."""
         source = replica.source
-        await asyncio.to_thread(self._check, source)
-        if source.file is None or source.variant == source.stored:
-            return source.file
-        target = await asyncio.to_thread(self._target, source, source.file)
+        file = await asyncio.to_thread(self._checked, source)
+        if file is None or source.variant == source.stored:
+            return file
+        target = await asyncio.to_thread(self._target, source, file)
         async with self._locks[target]:
             if not await asyncio.to_thread(target.exists):
-                await self._quantize(source, source.file, target, replica)
+                await self._quantize(source, file, target, replica)
         return target
 
-    def _check(self, source: Source) -> None:
-        """Raises `Barred` for bytes that are not what they were when they were accepted."""
+    def _checked(self, source: Source) -> Path | None:
+        """The file whose bytes were looked at. Raises `Barred` for those that are not what they
+        were when they were accepted."""
         try:
             self._recheck(source.plugin)
             if source.held is not None:
                 version = self._library.version(source.held.name, source.held.number)
-                self._library.ensure(version, source.stored)
+                return self._library.ensure(version, source.stored)
         except (PluginError, StoreError) as error:
             raise Barred(str(error)) from None
+        return source.file
 
     def _target(self, source: Source, file: Path) -> Path:
         found = file.stat()
