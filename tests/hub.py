@@ -150,6 +150,82 @@ def write(folder: Path, found: dict[str, Any], arrays: Arrays | None = None) -> 
     return folder
 
 
+def write_bert(folder: Path, mode: str = "pooling_mode_mean_tokens") -> Path:
+    """An encoder with a WordPiece tokenizer and the modules of sentence-transformers."""
+    wide, inner = 32, 48
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (40, wide),
+        "embeddings.position_embeddings.weight": (64, wide),
+        "embeddings.token_type_embeddings.weight": (2, wide),
+        "embeddings.LayerNorm.weight": (wide,),
+        "embeddings.LayerNorm.bias": (wide,),
+        "pooler.dense.weight": (wide, wide),
+    }
+    for name, shape in {
+        "attention.self.query": (wide, wide),
+        "attention.self.key": (wide, wide),
+        "attention.self.value": (wide, wide),
+        "attention.output.dense": (wide, wide),
+        "attention.output.LayerNorm": (wide,),
+        "intermediate.dense": (inner, wide),
+        "output.dense": (wide, inner),
+        "output.LayerNorm": (wide,),
+    }.items():
+        shapes[f"encoder.layer.0.{name}.weight"] = shape
+        shapes[f"encoder.layer.0.{name}.bias"] = shape[:1]
+    draw = np.random.default_rng(0)
+    (folder / "1_Pooling").mkdir(parents=True, exist_ok=True)
+    arrays = {name: draw.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    (folder / "model.safetensors").write_bytes(safetensors(arrays))
+    write_json(
+        folder / "config.json",
+        {
+            "architectures": ["BertModel"],
+            "hidden_size": wide,
+            "intermediate_size": inner,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "vocab_size": 40,
+            "max_position_embeddings": 64,
+            "hidden_act": "gelu",
+        },
+    )
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    letters = [*special, *"abcdefghijklmnop", *(f"##{letter}" for letter in "abcdefghijklmnop")]
+    write_json(
+        folder / "tokenizer.json",
+        {
+            "added_tokens": [
+                {"id": id, "content": token, "special": True} for id, token in enumerate(special)
+            ],
+            "normalizer": {
+                "type": "BertNormalizer",
+                "clean_text": True,
+                "handle_chinese_chars": True,
+                "strip_accents": None,
+                "lowercase": True,
+            },
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+            "model": {
+                "type": "WordPiece",
+                "unk_token": "[UNK]",
+                "continuing_subword_prefix": "##",
+                "vocab": {token: id for id, token in enumerate(letters)},
+            },
+        },
+    )
+    roles = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    write_json(folder / "tokenizer_config.json", roles)
+    modules = [
+        {"path": path, "type": f"sentence_transformers.models.{kind}"}
+        for path, kind in (("", "Transformer"), ("1_Pooling", "Pooling"))
+    ]
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "1_Pooling" / "config.json", {mode: True, "include_prompt": True})
+    return folder
+
+
 def demo_file() -> Path:
     return demo.find("builtin:demo").file
 

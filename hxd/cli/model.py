@@ -379,8 +379,8 @@ def convert(
 
     PATH is what the Hugging Face Hub has of a model: tensors in one file or several, config.json
     and the tokenizer, as the daemon sees it. What is made goes the way of hxctl model import.
-    Architectures: Llama, Mistral, Qwen2, Qwen3. Of anything else this says what it is, and what
-    converts it, and exits 1.
+    Architectures: Llama, Mistral, Qwen2, Qwen3, BERT. Of anything else this says what it is, and
+    what converts it, and exits 1.
 
     Without --name, say what PATH is and what would be done.
     """

@@ -11,7 +11,7 @@ from typing import Any
 
 from hxd.hookspecs import NotConvertible
 
-from .vocabulary import FILE, Type, Vocabulary, add, entries, framed
+from .vocabulary import FILE, Type, Vocabulary, add, entries, framed, steps
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -46,7 +46,10 @@ def matches(found: dict[str, Any]) -> bool:
     return (
         isinstance(model, dict)
         and model.get("type") == "BPE"
-        and any(step.get("type") == "ByteLevel" for step in _steps(found.get("pre_tokenizer")))
+        and any(
+            step.get("type") == "ByteLevel"
+            for step in steps(found.get("pre_tokenizer"), "pretokenizers")
+        )
     )
 
 
@@ -82,19 +85,9 @@ def read(found: dict[str, Any], size: int) -> Vocabulary:
     return vocabulary
 
 
-def _steps(found: Any) -> list[dict[str, Any]]:
-    """A pre-tokenizer as a list, also where it is a single one."""
-    if not isinstance(found, dict):
-        return []
-    if found.get("type") != "Sequence":
-        return [found]
-    inside = found.get("pretokenizers")
-    return [one for one in inside if isinstance(one, dict)] if isinstance(inside, list) else []
-
-
 def _rules(found: Any) -> tuple[str, ...]:
     rules = []
-    for step in _steps(found):
+    for step in steps(found, "pretokenizers"):
         kind = step.get("type")
         pattern = step.get("pattern")
         if kind == "ByteLevel":
@@ -118,12 +111,11 @@ def _rules(found: Any) -> tuple[str, ...]:
 
 
 def _normalizer(found: Any, vocabulary: Vocabulary) -> None:
-    if found is None:
-        return
-    kind = found.get("type") if isinstance(found, dict) else found
-    if kind != "NFC":
-        raise NotConvertible(f"{FILE}: the normalizer {str(kind)[:100]!r} is not converted")
-    vocabulary.note("texts are not brought into Unicode's form NFC before they are tokenized")
+    for step in steps(found, "normalizers"):
+        if step.get("type") != "NFC":
+            kind = str(step.get("type"))[:100]
+            raise NotConvertible(f"{FILE}: the normalizer {kind!r} is not converted")
+        vocabulary.note("texts are not brought into Unicode's form NFC before they are tokenized")
 
 
 def _merges(found: Any, vocabulary: dict[str, Any]) -> list[str]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import gguf
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, RopeScalingType
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 
 from hxd.hookspecs import NotConvertible
 
-from . import architecture, bytelevel, sentencepiece, special, vocabulary, weights
+from . import architecture, bytelevel, sentencepiece, special, vocabulary, weights, wordpiece
 from .architecture import Model
 from .folder import Folder
 from .settings import FILE
@@ -34,7 +34,6 @@ _TENSOR_TYPES = {
     "f16": GGMLQuantizationType.F16,
     "bf16": GGMLQuantizationType.BF16,
 }
-_SCALINGS = {"linear": RopeScalingType.LINEAR, "yarn": RopeScalingType.YARN}
 
 
 def convert(
@@ -45,28 +44,26 @@ def convert(
         raise NotConvertible(f"no type {wanted!r}; there are {', '.join(_FILE_TYPES)}")
     folder = Folder(source)
     config = folder.json(FILE)
-    model = architecture.read(config)
+    model = architecture.read(folder, config)
     words = _tokenizer(folder, model)
     words.fit(model.vocabulary)
     tensors = Tensors(folder)
     try:
         kind = wanted or weights.choose(tensors)
-        parts = weights.plan(model, tensors, kind)
+        parts = weights.plan(model.entries(), model.spare, tensors, kind)
         # It warns of what is meant, and the daemon keeps what a worker says.
         logging.getLogger("gguf").setLevel(logging.ERROR)
-        with contextlib.closing(GGUFWriter(target, model.kind.gguf)) as writer:
-            _describe(writer, model, name, kind)
+        with contextlib.closing(GGUFWriter(target, model.gguf)) as writer:
+            writer.add_type("model")
+            writer.add_name(name)
+            writer.add_file_type(_FILE_TYPES[kind])
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            model.describe(writer)
             _speak(writer, words, folder, config)
             _write(writer, model, parts, progress)
     finally:
         tensors.close()
-    notes = list(words.notes)
-    if model.window is not None and model.window < model.context:
-        notes.append(
-            f"the model looks back {model.window} tokens (sliding_window), llama.cpp as far as "
-            "there is: longer texts are read differently"
-        )
-    return notes
+    return [*words.notes, *model.notes()]
 
 
 def _tokenizer(folder: Folder, model: Model) -> Vocabulary:
@@ -82,36 +79,14 @@ def _tokenizer(folder: Folder, model: Model) -> Vocabulary:
         return bytelevel.read(found, model.vocabulary)
     if sentencepiece.matches(found):
         return sentencepiece.read_json(found, model.vocabulary)
+    if wordpiece.matches(found):
+        return wordpiece.read(found, model.vocabulary)
     kind = found.get("model")
     named = kind.get("type") if isinstance(kind, dict) else None
     raise NotConvertible(
         f"{vocabulary.FILE}: a tokenizer of the kind {str(named)[:100]!r} is not converted; there "
-        "are byte-level BPE, and BPE with byte_fallback"
+        "are byte-level BPE, BPE with byte_fallback, and WordPiece"
     )
-
-
-def _describe(writer: GGUFWriter, model: Model, name: str, kind: str) -> None:
-    writer.add_type("model")
-    writer.add_name(name)
-    writer.add_file_type(_FILE_TYPES[kind])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_vocab_size(model.vocabulary)
-    writer.add_context_length(model.context)
-    writer.add_embedding_length(model.hidden)
-    writer.add_block_count(model.layers)
-    writer.add_feed_forward_length(model.inner)
-    writer.add_head_count(model.heads)
-    writer.add_head_count_kv(model.kv_heads)
-    writer.add_key_length(model.head)
-    writer.add_value_length(model.head)
-    writer.add_layer_norm_rms_eps(model.epsilon)
-    writer.add_rope_dimension_count(model.head)
-    writer.add_rope_freq_base(model.rope.base)
-    if model.rope.scaling is not None:
-        writer.add_rope_scaling_type(_SCALINGS[model.rope.scaling])
-        writer.add_rope_scaling_factor(model.rope.factor)
-    if model.rope.original:
-        writer.add_rope_scaling_orig_ctx_len(model.rope.original)
 
 
 def _speak(writer: GGUFWriter, words: Vocabulary, folder: Folder, config: dict[str, Any]) -> None:
@@ -136,7 +111,7 @@ def _speak(writer: GGUFWriter, words: Vocabulary, folder: Folder, config: dict[s
 
 
 def _write(writer: GGUFWriter, model: Model, parts: list[Part], progress: Progress) -> None:
-    factors = np.array(model.rope.factors, np.dtype("<f4"))
+    factors = np.array(model.factors, np.dtype("<f4"))
     if factors.size:
         writer.add_tensor_info(
             FREQUENCIES, factors.shape, factors.dtype, factors.nbytes, _TENSOR_TYPES["f32"]

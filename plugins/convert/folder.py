@@ -30,6 +30,17 @@ class Folder:
         if self.root.parent.name == _CACHE[0] and (repository / _CACHE[1]).is_dir():
             self._allowed.append(repository / _CACHE[1])
 
+    def below(self, name: str) -> Folder:
+        """A folder in it, which may have links to the same places."""
+        if name != Path(name).name or name in ("", "..") or (self.root / name).is_symlink():
+            raise NotConvertible(f"{name[:200]!r} is not the name of a folder in the folder")
+        try:
+            inside = Folder(self.root / name)
+        except OSError:
+            raise NotConvertible(f"{name} is missing; download it again") from None
+        inside._allowed += self._allowed[1:]
+        return inside
+
     def names(self) -> list[str]:
         return sorted(path.name for path in self.root.iterdir())
 

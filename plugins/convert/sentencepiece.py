@@ -17,7 +17,7 @@ from typing import Any
 from hxd.hookspecs import NotConvertible
 
 from .folder import Folder
-from .vocabulary import FILE, Type, Vocabulary, add, entries, framed
+from .vocabulary import FILE, Type, Vocabulary, add, entries, framed, steps
 
 MODEL = "tokenizer.model"
 MAX_MODEL = 64 << 20
@@ -179,10 +179,9 @@ def _prefix(found: dict[str, Any], vocabulary: Vocabulary) -> bool:
     """Whether a space goes before a text: by the normalizer, or in newer files by the
     pre-tokenizer."""
     normalizer, splitter = found.get("normalizer"), found.get("pre_tokenizer")
-    steps = _steps(normalizer, "normalizers")
     prefix = False
     replaced = False
-    for step in steps:
+    for step in steps(normalizer, "normalizers"):
         pattern = step.get("pattern")
         if step.get("type") == "Prepend" and step.get("prepend") == SPACE:
             prefix = True
@@ -194,7 +193,7 @@ def _prefix(found: dict[str, Any], vocabulary: Vocabulary) -> bool:
             replaced = True
         else:
             raise _unknown("normalizer", step)
-    for step in _steps(splitter, "pretokenizers"):
+    for step in steps(splitter, "pretokenizers"):
         scheme = step.get("prepend_scheme", "always")
         if step.get("type") != "Metaspace" or step.get("replacement") != SPACE or step.get("split"):
             raise _unknown("pre-tokenizer", step)
@@ -210,13 +209,6 @@ def _prefix(found: dict[str, Any], vocabulary: Vocabulary) -> bool:
             f"{FILE}: byte_fallback, and spaces stay spaces; that is not converted"
         )
     return prefix
-
-
-def _steps(found: Any, key: str) -> list[dict[str, Any]]:
-    if not isinstance(found, dict):
-        return []
-    inside = found.get(key) if found.get("type") == "Sequence" else [found]
-    return [one for one in inside if isinstance(one, dict)] if isinstance(inside, list) else []
 
 
 def _unknown(what: str, step: dict[str, Any]) -> NotConvertible:

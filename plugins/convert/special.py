@@ -16,7 +16,7 @@ TEMPLATE = "chat_template.jinja"
 # Role there, and key in GGUF.
 _ROLES = {
     "bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator",
-    "mask": "mask",
+    "mask": "mask", "cls": "cls",
 }  # fmt: skip
 # Classes of transformers that put the first and last token as their settings say, whatever the
 # post-processor of tokenizer.json does.
@@ -41,6 +41,13 @@ def roles(folder: Folder, config: dict[str, Any], vocabulary: Vocabulary) -> dic
             found[f"{key}_token_id"] = id
     if vocabulary.unknown is not None:
         found["unknown_token_id"] = vocabulary.unknown
+    if vocabulary.model == "bert":
+        found["bos_token_id"] = found.pop("cls_token_id", -1)
+        found["eos_token_id"] = found.get("seperator_token_id", -1)
+        if -1 in found.values():
+            raise NotConvertible(f"{CONFIG} has no cls_token and sep_token")
+        return found
+    found.pop("cls_token_id", None)
     generation = folder.json("generation_config.json", optional=True)
     ends = [
         *_ids(config.get("eos_token_id"), vocabulary),

@@ -117,16 +117,26 @@ def add(vocabulary: Vocabulary, added: Iterable[Any], file: str, size: int) -> N
         )
 
 
+def steps(found: Any, key: str) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer as a list, also where it is a single one; what it is made of
+    stands below `key`."""
+    if not isinstance(found, dict):
+        return []
+    inside = found.get(key) if found.get("type") == "Sequence" else [found]
+    return [one for one in inside if isinstance(one, dict)] if isinstance(inside, list) else []
+
+
 def framed(found: dict[str, Any], vocabulary: Vocabulary) -> None:
     """Sets `begins` and `ends` by the post-processor of a tokenizer.json; raises
     `NotConvertible` for one that adds something else."""
-    steps = [found.get("post_processor")]
-    while steps:
-        step = steps.pop(0)
+    waiting = [found.get("post_processor")]
+    while waiting:
+        step = waiting.pop(0)
         if not isinstance(step, dict) or step.get("type") == "ByteLevel":
             continue
         if step.get("type") == "Sequence":
-            steps = [*step.get("processors", ()), *steps]
+            inside = step.get("processors")
+            waiting += inside if isinstance(inside, list) else []
             continue
         single = step.get("single")
         if step.get("type") != "TemplateProcessing" or not isinstance(single, list):

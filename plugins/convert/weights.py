@@ -1,10 +1,9 @@
-"""The tensors of a model: what each is called on both sides, what shape it must have, and its bytes
-as they are written, a few rows at a time."""
+"""The tensors of a model: those that it must have, found in the source, and their bytes as they are
+written, a few rows at a time."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +12,31 @@ from numpy.typing import NDArray
 
 from hxd.hookspecs import NotConvertible
 
-from .architecture import Model
 from .tensors import STORED, Tensor, Tensors
 
 CHUNK = 8 << 20  # bytes as float32
 TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-# Buffers that older versions of transformers saved, and that follow from the configuration.
-_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 # Bits of the exponent, all of which stand for what is no finite number.
 _NOT_FINITE = {"F16": 0x7C00, "BF16": 0x7F80}
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A tensor that a model must have: its `name` in the file and in the source. `heads`: rows are
+    permuted inside each of that many. `exact`: float32 in any case. `hint` goes on after "is
+    missing"."""
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    heads: int = 0
+    exact: bool = False
+    hint: str = ""
+
+
+@dataclass(frozen=True)
 class Part:
-    """One tensor of the file: `source` with `name` there. `heads`: rows are permuted inside each of
-    that many."""
+    """An entry with what was found for it, and the type that it is written as."""
 
     name: str
     source: Tensor
@@ -46,37 +55,34 @@ def choose(tensors: Tensors) -> str:
     return "bf16" if "BF16" in types else "f16"
 
 
-def plan(model: Model, tensors: Tensors, weights: str) -> list[Part]:
-    """Every tensor of the file in its order. Raises `NotConvertible` where one is missing, has
-    another shape or type than the configuration says, or is left over."""
+def plan(
+    entries: Iterable[Entry], spare: Callable[[str], bool], tensors: Tensors, weights: str
+) -> list[Part]:
+    """Every tensor of the file in its order; `spare` are those that may be left out. Raises
+    `NotConvertible` where one is missing, has another shape or type than the configuration says,
+    or is left over."""
     parts = []
     used = set()
-    for ours, theirs, shape, heads in _names(model):
-        source = tensors.get(theirs)
+    for entry in entries:
+        source = tensors.get(entry.source)
         if source is None:
-            hint = ""
-            if theirs == "lm_head.weight":
-                hint = ", and config.json does not say tie_word_embeddings"
-            raise NotConvertible(f"the tensor {theirs!r} is missing{hint}")
-        if source.shape != shape:
+            raise NotConvertible(f"the tensor {entry.source!r} is missing{entry.hint}")
+        if source.shape != entry.shape:
             raise NotConvertible(
-                f"the tensor {theirs!r} is {list(source.shape)}; by config.json it is {list(shape)}"
+                f"the tensor {entry.source!r} is {list(source.shape)}; by config.json it is "
+                f"{list(entry.shape)}"
             )
         if source.type not in STORED:
             raise NotConvertible(
-                f"the tensor {theirs!r} is {source.type}; F32, F16 and BF16 are converted. A "
+                f"the tensor {entry.source!r} is {source.type}; F32, F16 and BF16 are converted. A "
                 "quantized model can't be: take the one that it was made from"
             )
-        used.add(theirs)
+        used.add(entry.source)
         # Vectors are few, and llama.cpp computes with them as float32.
-        parts.append(Part(ours, source, shape, weights if len(shape) > 1 else "f32", heads))
-    left = sorted(
-        name
-        for name in tensors
-        if name not in used
-        and not _DERIVED.fullmatch(name)
-        and not (model.tied and name == "lm_head.weight")
-    )
+        exact = entry.exact or len(entry.shape) == 1
+        type = "f32" if exact else weights
+        parts.append(Part(entry.name, source, entry.shape, type, entry.heads))
+    left = sorted(name for name in tensors if name not in used and not spare(name))
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise NotConvertible(
@@ -84,44 +90,6 @@ def plan(model: Model, tensors: Tensors, weights: str) -> list[Part]:
             "not what config.json says, or more than that"
         )
     return parts
-
-
-def _names(model: Model) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
-    """Name here, name there, shape, and heads to permute."""
-    wide, inner = model.hidden, model.inner
-    queries, keys = model.heads * model.head, model.kv_heads * model.head
-    permuted = model.kind.permuted
-    attention, output, feed = model.biased
-    yield "token_embd.weight", "model.embed_tokens.weight", (model.vocabulary, wide), 0
-    yield "output_norm.weight", "model.norm.weight", (wide,), 0
-    if not model.tied:
-        yield "output.weight", "lm_head.weight", (model.vocabulary, wide), 0
-    matrices = (
-        ("attn_q", "self_attn.q_proj", queries, wide, attention, permuted * model.heads),
-        ("attn_k", "self_attn.k_proj", keys, wide, attention, permuted * model.kv_heads),
-        ("attn_v", "self_attn.v_proj", keys, wide, attention, 0),
-        ("attn_output", "self_attn.o_proj", wide, queries, output, 0),
-        ("ffn_gate", "mlp.gate_proj", inner, wide, feed, 0),
-        ("ffn_up", "mlp.up_proj", inner, wide, feed, 0),
-        ("ffn_down", "mlp.down_proj", wide, inner, feed, 0),
-    )
-    vectors = [
-        ("attn_norm", "input_layernorm", wide),
-        ("ffn_norm", "post_attention_layernorm", wide),
-    ]
-    if model.kind.normed:
-        vectors += [
-            ("attn_q_norm", "self_attn.q_norm", model.head),
-            ("attn_k_norm", "self_attn.k_norm", model.head),
-        ]
-    for layer in range(model.layers):
-        here, there = f"blk.{layer}.", f"model.layers.{layer}."
-        for ours, theirs, length in vectors:
-            yield f"{here}{ours}.weight", f"{there}{theirs}.weight", (length,), 0
-        for ours, theirs, rows, columns, biased, heads in matrices:
-            yield f"{here}{ours}.weight", f"{there}{theirs}.weight", (rows, columns), heads
-            if biased:
-                yield f"{here}{ours}.bias", f"{there}{theirs}.bias", (rows,), heads
 
 
 def written(part: Part) -> Iterator[NDArray[Any]]:

@@ -17,6 +17,7 @@ from hxd.daemon.store import foreign
 from hxd.hookspecs import NotConvertible
 from plugins.convert.architecture import ARCHITECTURES
 from plugins.convert.convert import convert
+from plugins.convert.decoder import KINDS
 from tests import hub
 
 LLAMA = "LlamaForCausalLM"
@@ -65,7 +66,7 @@ def test_the_demo_model_comes_back_as_it_was(tmp_path: Path, shards: int) -> Non
 
 
 def test_every_architecture_has_its_tensors_under_their_names(tmp_path: Path) -> None:
-    for name, kind in ARCHITECTURES.items():
+    for name, kind in KINDS.items():
         found = hub.config(name, tie_word_embeddings=name.startswith("Qwen"), sliding_window=None)
         source = hub.tensors(found)
         made, tensors = converted(hub.write(tmp_path / name, found, source))
@@ -83,6 +84,37 @@ def test_every_architecture_has_its_tensors_under_their_names(tmp_path: Path) ->
         else:
             assert np.array_equal(tensors["blk.1.attn_q.weight"].data, queries)
         assert tensors["blk.0.ffn_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32
+
+
+def test_an_encoder_is_carried_over_with_its_way_of_pooling(tmp_path: Path) -> None:
+    folder = hub.write_bert(tmp_path / "m")
+    made, tensors = converted(folder)
+    assert (made["bert.attention.causal"], made["bert.pooling_type"]) == (False, 1)
+    assert made["tokenizer.ggml.model"] == "bert" and made["notes"] == []
+    tokens = made["tokenizer.ggml.tokens"]
+    assert tokens[2:5] == ["[CLS]", "[SEP]", "\u2581a"] and tokens[20] == "a"
+    assert (made["tokenizer.ggml.bos_token_id"], made["tokenizer.ggml.eos_token_id"]) == (2, 3)
+    assert made["tokenizer.ggml.add_bos_token"] and made["tokenizer.ggml.add_eos_token"]
+    exact = gguf.GGMLQuantizationType.F32
+    assert tensors["position_embd.weight"].tensor_type == exact
+    assert len(tensors) == 21
+    converted(hub.write_bert(tmp_path / "m", "pooling_mode_cls_token"))
+    for file, found, words in (
+        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pools by pooling_mode_max"),
+        ("1_Pooling/config.json", {}, "pools by nothing"),
+        ("modules.json", [{"path": "..", "type": "x.Pooling"}], "has x.Pooling"),
+        (
+            "modules.json",
+            [{"path": "../m", "type": "sentence_transformers.models.Pooling"}],
+            "not the name of a folder",
+        ),
+        ("modules.json", [{"path": "2", "type": "sentence_transformers.models.Dense"}], "Dense"),
+        ("modules.json", {"a": 1}, "no list of modules"),
+    ):
+        hub.write_json(hub.write_bert(tmp_path / "m") / file, found)
+        assert words in refused(folder)
+    (folder / "modules.json").unlink()
+    assert "no modules.json" in refused(folder)
 
 
 def test_the_daemon_knows_the_architectures_that_the_plugin_converts() -> None:

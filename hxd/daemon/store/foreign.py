@@ -26,7 +26,7 @@ _ENTRIES = 10_000
 _HF = "python convert_hf_to_gguf.py FOLDER --outfile MODEL.gguf, of llama.cpp, makes GGUF of it"
 # Those of plugins/convert, which the daemon must not import; a test compares the two.
 ARCHITECTURES = frozenset(
-    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "BertModel"}
 )
 _PICKLES = frozenset({".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"})
 
