@@ -11,7 +11,7 @@ from typing import Any
 
 from hxd.hookspecs import NotConvertible
 
-from .vocabulary import FILE, Type, Vocabulary, add, entries, framed, steps
+from .vocabulary import FILE, Type, Vocabulary, add, additions, entries, framed, steps
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -80,7 +80,7 @@ def read(found: dict[str, Any], size: int) -> Vocabulary:
             + ("taken whole" if whole else "put together by merges")
             + ", which the original tokenizer does not do; for most vocabularies it is the same"
         )
-    add(vocabulary, found.get("added_tokens") or (), FILE, size)
+    add(vocabulary, additions(found), FILE, size)
     framed(found, vocabulary)
     return vocabulary
 

@@ -32,7 +32,8 @@ class Folder:
 
     def below(self, name: str) -> Folder:
         """A folder in it, which may have links to the same places."""
-        if name != Path(name).name or name in ("", "..") or (self.root / name).is_symlink():
+        plain = name == Path(name).name and name not in ("", "..") and name.isprintable()
+        if not plain or (self.root / name).is_symlink():
             raise NotConvertible(f"{name[:200]!r} is not the name of a folder in the folder")
         try:
             inside = Folder(self.root / name)
@@ -93,6 +94,12 @@ def parse(data: bytes, name: str) -> dict[str, Any]:
         found = json.loads(data, parse_constant=_constant, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise NotConvertible(f"{name} is not valid JSON: {error}") from None
+    if rb"\ud" in data.lower():
+        # Half a character can be spelled in JSON, and written nowhere.
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise NotConvertible(f"{name} has text that is no Unicode") from None
     if not isinstance(found, dict):
         raise NotConvertible(f"{name} holds no JSON object")
     return found

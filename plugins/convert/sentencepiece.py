@@ -17,7 +17,7 @@ from typing import Any
 from hxd.hookspecs import NotConvertible
 
 from .folder import Folder
-from .vocabulary import FILE, Type, Vocabulary, add, entries, framed, steps
+from .vocabulary import FILE, Type, Vocabulary, add, additions, entries, framed, steps
 
 MODEL = "tokenizer.model"
 MAX_MODEL = 64 << 20
@@ -92,14 +92,16 @@ def _normalizer(data: bytes, vocabulary: Vocabulary) -> None:
 def _added(folder: Folder, vocabulary: Vocabulary, size: int) -> None:
     found = folder.json(FILE, 128 << 20, optional=True)
     if found:
-        add(vocabulary, found.get("added_tokens") or (), FILE, size)
+        add(vocabulary, additions(found), FILE, size)
         framed(found, vocabulary)
         return
     config = folder.json("tokenizer_config.json", optional=True)
     decoder = config.get("added_tokens_decoder")
     added = decoder.items() if isinstance(decoder, dict) else ()
     tokens = [
-        {**one, "id": int(id)} for id, one in added if isinstance(one, dict) and id.isdecimal()
+        {**one, "id": int(id)}
+        for id, one in added
+        if isinstance(one, dict) and id.isdecimal() and len(id) < 10
     ]
     if not tokens:
         listed = folder.json("added_tokens.json", optional=True)
@@ -124,8 +126,10 @@ def read_json(found: dict[str, Any], size: int) -> Vocabulary:
     vocabulary.prefix = _prefix(found, vocabulary)
     tokens = entries(model.get("vocab"), FILE, size)
     unknown = model.get("unk_token")
-    aside = {one.get("content") for one in found.get("added_tokens") or () if isinstance(one, dict)}
-    ranks = _ranks(model.get("merges"), dict(tokens), aside | {unknown})
+    aside = {one["content"] for one in additions(found)}
+    if isinstance(unknown, str):
+        aside.add(unknown)
+    ranks = _ranks(model.get("merges"), dict(tokens), aside)
     for token, id in tokens:
         type = Type.BYTE if _BYTE.fullmatch(token) else Type.NORMAL
         if token == unknown:
@@ -134,7 +138,7 @@ def read_json(found: dict[str, Any], size: int) -> Vocabulary:
         vocabulary.put(id, token, type, -float(ranks.get(token, len(ranks))))
     if sum(type is Type.BYTE for type in vocabulary.types) != 256:
         raise NotConvertible(f"{FILE}: byte_fallback without a token for each byte")
-    add(vocabulary, found.get("added_tokens") or (), FILE, size)
+    add(vocabulary, additions(found), FILE, size)
     framed(found, vocabulary)
     return vocabulary
 

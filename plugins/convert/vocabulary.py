@@ -91,6 +91,16 @@ def entries(found: Any, file: str, size: int) -> list[tuple[str, int]]:
     return pairs
 
 
+def additions(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The added tokens of a tokenizer.json; raises `NotConvertible`."""
+    listed = found.get("added_tokens") or []
+    if not isinstance(listed, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("content"), str) for one in listed
+    ):
+        raise NotConvertible(f"{FILE}: added_tokens holds what is no token")
+    return listed
+
+
 def add(vocabulary: Vocabulary, added: Iterable[Any], file: str, size: int) -> None:
     """Tokens that are found in a text before it is cut; what is special is never text. Raises
     `NotConvertible`."""
@@ -143,7 +153,9 @@ def framed(found: dict[str, Any], vocabulary: Vocabulary) -> None:
             raise NotConvertible(
                 f"{FILE}: the post-processor {str(step.get('type'))[:100]!r} is not converted"
             )
-        order = ["text" if "Sequence" in one else "special" for one in single]
+        order = [
+            "text" if isinstance(one, dict) and "Sequence" in one else "special" for one in single
+        ]
         if order.count("text") != 1 or len(order) > 3 or order.count("special") > 2:
             raise NotConvertible(
                 f"{FILE}: the post-processor adds more than a first and last token"

@@ -10,7 +10,7 @@ from typing import Any
 
 from hxd.hookspecs import NotConvertible
 
-from .vocabulary import FILE, Type, Vocabulary, add, entries, framed
+from .vocabulary import FILE, Type, Vocabulary, add, additions, entries, framed
 
 CONTINUES = "##"
 _BEGINS = "\u2581"
@@ -28,7 +28,7 @@ def read(found: dict[str, Any], size: int) -> Vocabulary:
         raise NotConvertible(f"{FILE}: WordPiece without {CONTINUES} is not converted")
     _as_bert(found)
     vocabulary = Vocabulary("bert")
-    aside = {one.get("content") for one in found.get("added_tokens") or () if isinstance(one, dict)}
+    aside = {one["content"] for one in additions(found)}
     for token, id in entries(model.get("vocab"), FILE, size):
         goes_on = token.startswith(CONTINUES) and token != CONTINUES
         if token not in aside:
@@ -36,7 +36,7 @@ def read(found: dict[str, Any], size: int) -> Vocabulary:
         vocabulary.put(id, token, Type.NORMAL)
         if token == model.get("unk_token"):
             vocabulary.unknown = id
-    add(vocabulary, found.get("added_tokens") or (), FILE, size)
+    add(vocabulary, additions(found), FILE, size)
     processor = found.get("post_processor")
     if isinstance(processor, dict) and processor.get("type") == "BertProcessing":
         vocabulary.begins = vocabulary.ends = True

@@ -3,9 +3,11 @@ the last part is refused."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +307,53 @@ def test_a_tokenizer_that_is_not_recognised_is_refused(
     folder = hub.write(tmp_path / "m", hub.config("Qwen2ForCausalLM"))
     change(folder)
     assert words in refused(folder)
+
+
+ODD = (None, [], {}, "x", -1, 1.5, True, ["a"], {"a": 1}, [None], 10**30, {"type": 7}, "\ud800")
+
+
+def places(found: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths to everything inside a JSON value, of long lists and objects to the first few."""
+    yield at
+    inside = found.items() if isinstance(found, dict) else enumerate(found)
+    for key, value in itertools.islice(inside, 12):
+        if isinstance(value, dict | list):
+            yield from places(value, (*at, key))
+        else:
+            yield (*at, key)
+
+
+def replaced(found: Any, at: tuple[Any, ...], value: Any) -> Any:
+    if not at:
+        return value
+    copy = found.copy()
+    copy[at[0]] = replaced(found[at[0]], at[1:], value)
+    return copy
+
+
+@pytest.mark.parametrize("kind", ["bytes", "fallback", "bert"])
+def test_whatever_stands_in_a_file_is_converted_or_refused(tmp_path: Path, kind: str) -> None:
+    if kind == "bert":
+        folder = hub.write_bert(tmp_path / "m")
+    else:
+        folder = hub.write(tmp_path / "m", hub.config(LLAMA, eos_token_id=[2]))
+        (folder / "tokenizer_config.json").unlink()
+    if kind == "fallback":
+        hub.write_json(folder / "tokenizer.json", byte_fallback())
+    rng = random.Random(kind)
+    wrong = 0
+    for file in sorted(folder.rglob("*.json")):
+        good = file.read_text()
+        found = json.loads(good)
+        where = list(places(found))
+        for at in rng.sample(where, min(len(where), 20)):
+            hub.write_json(file, replaced(found, at, rng.choice(ODD)))
+            try:
+                convert(folder, tmp_path / "made.gguf", "m", None, lambda share, note: None)
+            except NotConvertible:
+                wrong += 1
+        file.write_text(good)
+    assert wrong > 10
 
 
 # The configuration
