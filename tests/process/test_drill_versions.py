@@ -133,6 +133,15 @@ async def test_a_client_that_leaves_a_swap_and_an_operator_that_meddles_change_n
     await assert_as_before(daemon)
 
 
+async def test_a_client_that_leaves_while_a_version_is_given_up_has_it_back(daemon: Daemon) -> None:
+    body = {"fault": "corrupt", "model": MODEL, "force": True}
+    client = asyncio.create_task(admin(daemon, "POST", "drill", body))
+    await daemon.wait_log("from=starting to=failed event=died detail='.* is corrupted")
+    client.cancel()
+    await no_drill(daemon)
+    await assert_as_before(daemon)
+
+
 async def test_a_file_that_is_not_the_stores_is_never_corrupted(daemon: Daemon) -> None:
     code, report, errors = await drill(daemon, "corrupt", "echo", "--force")
     assert (code, report) == (75, {})

@@ -7,6 +7,7 @@ another version. The model's own file is never touched (see `store.spoil`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 
 from hxd.daemon.admin.drills.load import Load
@@ -16,9 +17,11 @@ from hxd.daemon.rollout.loan import Loan, lift
 from hxd.daemon.rollout.means import Means
 from hxd.daemon.rollout.phases import Phase
 from hxd.daemon.rollout.rollout import describe
+from hxd.daemon.store.faults import StoreBroken, StoreError
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.spoil import Spoiled, spoil
 from hxd.daemon.store.version import Version
+from hxd.daemon.store.work import Work
 from hxd.errors import CallerError, HxdError
 
 SERVED = 30.0  # seconds for the others to answer, while the file is refused
@@ -38,15 +41,18 @@ class CorruptDrill:
         self.report = CorruptReport(Fault.CORRUPT.value, source.name, "")
         room = max(1, strength - 1) * source.at_once
         self._load = Load(loan.deployment, means.setting, self.report, room)
-        self._spoiled: Spoiled | None = None
+        self._spoiling: asyncio.Future[Spoiled] | None = None
+        self._work = Work()
 
     async def run(self) -> None:
         """Raises `HxdError` where it is refused: nothing has changed."""
         self._loan.check_free()
         version = await self._version()
         variant = self._loan.source.stored
-        spoiled = await asyncio.to_thread(spoil, self._library, version, variant)
-        self._spoiled = spoiled
+        self._spoiling = asyncio.ensure_future(
+            asyncio.to_thread(spoil, self._library, version, variant, self._work)
+        )
+        spoiled = await asyncio.shield(self._spoiling)
         self.report.spoiled = f"byte {spoiled.offset} of a copy of {spoiled.file.name}"
         await self._loan.begin(spoils=True)
         async with self._load.running():
@@ -62,10 +68,13 @@ class CorruptDrill:
 
     async def undo(self) -> None:
         """Also what was begun when it was cut short."""
-        if self._spoiled is None:
+        if self._spoiling is None:
             return
-        await asyncio.to_thread(self._spoiled.drop)
+        self._work.stop()
+        with contextlib.suppress(StoreError, StoreBroken):  # It has left nothing, and said so.
+            await asyncio.to_thread((await self._spoiling).drop)
         if self._loan.begun:
+            await self._concluded()
             await self._mend()
         ended = await self._loan.end()
         self.report.restored = not ended
@@ -124,6 +133,14 @@ class CorruptDrill:
         """By whoever is left, or by another version once that has come."""
         if not await self._load.answers(SERVED):
             self.report.trouble(f"hardly an answer for {SERVED:g} s after the file was refused")
+        await self._concluded()
+
+    async def _concluded(self) -> None:
+        """Until the daemon has done all that it does about a version that nobody could load: what
+        comes later nobody would take back."""
+        relieved = self._means.supervisor.relieved
+        key = self._loan.source.key
+        await self._load.until(lambda: key not in relieved, self._clock.now() + LONGEST)
         await self._loan.settled()
         current, source = self._loan.deployment.current.source, self._loan.source
         gone = current.version != source.version and current.plugin.digest == source.plugin.digest

@@ -65,6 +65,8 @@ class SwapDrill:
                 report.target, report.swap = str(target), self._clock.now() - began
                 return target
             report.passed_over.append(f"{target}: {rollout.reason}")
+            if rollout.aborted is not None:
+                break
         raise CallerError(
             f"no other release of {self._loan.model!r} came into service, what serves has not "
             f"changed: {'; '.join(report.passed_over)}",
