@@ -245,6 +245,14 @@ async def test_a_model_for_vectors_is_tried_with_texts(box: Daemon) -> None:
     assert found["prompt_tokens_per_second"] > 0 and "golden_asked" not in found
 
 
+@needs_minilm
+async def test_what_is_quantized_already_is_not_quantized_again(box: Daemon) -> None:
+    assert (await model(box, "import", str(MINILM), "--name", "quantized")).code == 0
+    refused = await model(box, "quantize", "quantized", "q4_0")
+    assert refused.code == 1
+    assert "q4_0 can't be made of q8_0, which is quantized already" in refused.err
+
+
 async def test_golden_prompts_that_must_be_right_keep_a_model_out_unless_it_is_forced(
     box: Daemon, tmp_path: Path
 ) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hxd.config import ModelSettings
-from hxd.daemon.rollout.targets import pinned, same
+from hxd.daemon.rollout.targets import akin, pinned, same
 from hxd.daemon.store.sources import AS_CONFIGURED, Choice, Source
 from tests.rollouts import a_source
 
@@ -65,3 +66,15 @@ def test_workers_stand_for_each_other_only_if_they_load_the_same_in_the_same_way
         replace(one, settings=ModelSettings(options={"rate": 1})),
     ):
         assert not same(one, other)
+
+
+def test_only_what_the_store_holds_is_known_to_be_of_the_same_file() -> None:
+    def version(name: str, number: int) -> Any:
+        return SimpleNamespace(name=name, number=number)
+
+    one = stored(held=version("m", 2), variant="f16")
+    assert akin(one, stored(held=version("m", 2), variant="q4_0"))
+    assert not akin(one, stored(held=version("m", 1)))
+    assert not akin(one, stored(held=version("n", 2)))
+    assert not akin(one, a_source("m"))
+    assert not akin(a_source("m"), a_source("m", variant="q4_0"))

@@ -33,7 +33,7 @@ from hxd.daemon.store.foreign import Convertible
 from hxd.daemon.store.pull import Wanted
 from hxd.daemon.store.pull.refetch import folder_for
 from hxd.daemon.store.reference import ModelName, Reference, VariantName
-from hxd.daemon.store.sources import QUANTIZABLE, SourceError, for_file, stored_name
+from hxd.daemon.store.sources import QUANTIZABLE, SourceError, for_file, stored_name, why_not_made
 from hxd.daemon.store.stage import Stage
 from hxd.daemon.store.stores import Stores
 from hxd.daemon.store.version import Version
@@ -152,6 +152,8 @@ class StoreJobs:
         file = await to_its_end(self._library.ensure, version, str(stored), work)
         if version.manifest.format != "gguf":
             raise StoreError(f"{version} is a {version.manifest.format} file; only GGUF is made")
+        if (why := why_not_made(variant, str(stored))) is not None:
+            raise StoreError(f"{version}: {why}")
         space = await to_its_end(self._library.workspace, "quantize")
         try:
             return await self._quantize(version, file, str(stored), variant, space, work)

@@ -15,6 +15,7 @@ from hxd.daemon.rollout.golden import Outcome as Judged
 from hxd.daemon.rollout.likeness import LIKE, Vector, likeness, sound
 from hxd.daemon.rollout.means import Means
 from hxd.daemon.rollout.rollout import Refused, Rollout, describe
+from hxd.daemon.rollout.targets import akin
 
 # Golden prompts that a version answers before it is let in; a trial asks the rest of them.
 FIRST_PROMPTS = 64
@@ -108,7 +109,7 @@ class Exam:
         rollout.notes.append(f"vectors {alike:.2f} like those of {describe(former)} (mean cosine)")
         if alike >= LIKE:
             return
-        if candidate.source.version == former.source.version:
+        if akin(candidate.source, former.source):
             raise Refused(
                 f"its vectors are not like those of {describe(former)}: a mean cosine of "
                 f"{alike:.2f}, and {LIKE:g} is needed of the same version"

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 
 from hxd.daemon.request.vectors import FLOAT
 
-# The mean cosine of the same texts. All of MiniLM's variants down to q4_0 keep above 0.97 of its
-# f16; two models that have nothing to do with each other are near 0.
+# The mean cosine of the same texts. Quantized once more, MiniLM in q8_0 keeps 0.97 of itself as
+# q4_0 and 0.96 as q2_k; with the words of its vocabulary confused it is at 0.01.
 LIKE = 0.9
 
 TEXTS = (

@@ -22,6 +22,16 @@ def same(one: Source, other: Source) -> bool:
     )
 
 
+def akin(one: Source, other: Source) -> bool:
+    """Whether both come of the same file, as it lies in the store, and so should answer alike. A
+    file outside may have become another one."""
+    return (
+        one.held is not None
+        and other.held is not None
+        and (one.held.name, one.held.number) == (other.held.name, other.held.number)
+    )
+
+
 def _for_workers(source: Source) -> tuple[Any, ...]:
     settings = source.settings
     return (

@@ -12,6 +12,7 @@ from hxd.daemon.rollout.golden import DEFAULT, Golden
 from hxd.daemon.rollout.reasons import DEATHS
 from hxd.daemon.rollout.record import Ask
 from hxd.daemon.rollout.sample import Sample
+from hxd.daemon.rollout.targets import akin
 from hxd.daemon.rollout.verdict import Decision, Judge, Plan, Verdict
 from hxd.errors import Fault
 
@@ -38,7 +39,7 @@ class Contest:
                 # Prompts that have no right answer promote nothing that nobody has used.
                 at_least=ask.at_least or int(golden is DEFAULT),
                 golden=golden,
-                one_version=stable.source.version == candidate.source.version,
+                one_version=akin(stable.source, candidate.source),
             )
         )
         self.samples = Sample(0), Sample(1)

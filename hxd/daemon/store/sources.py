@@ -32,6 +32,7 @@ WEIGHT = {
     "iq4_nl": 0.57, "iq4_xs": 0.54, "q3_k_l": 0.54, "q3_k_m": 0.49, "q3_k_s": 0.44, "q2_k": 0.42,
 }  # fmt: skip
 QUANTIZABLE = tuple(WEIGHT)[1:]
+WHOLE = frozenset({"f32", "f16", "bf16"})
 
 STORE = "store:"
 # What ends so is meant as a file, though nothing else goes by a file's name.
@@ -197,6 +198,8 @@ def _source(name: str, settings: ModelSettings, where: _Place, plugins: Plugins)
     variant = settings.variants[0] if settings.variants else stored
     if variant != stored and not isinstance(header, Header):
         raise SourceError("variants", f"only GGUF files can be quantized; this is {stored}")
+    if variant != stored and (why := why_not_made(variant, stored)):
+        raise SourceError("variants", why)
     for asked in settings.variants:
         if asked not in QUANTIZABLE and asked != stored:
             known = QUANTIZABLE
@@ -226,6 +229,17 @@ def _source(name: str, settings: ModelSettings, where: _Place, plugins: Plugins)
         embeds=embeds,
         held=where.version,
         follows=where.label,
+    )
+
+
+def why_not_made(variant: str, stored: str) -> str | None:
+    """Why the one can't be made of the other; None where it can. llama.cpp quantizes nothing twice:
+    both losses would be in it, and only one in its name."""
+    if stored in WHOLE or stored not in WEIGHT:
+        return None
+    return (
+        f"{variant} can't be made of {stored}, which is quantized already; import the model in "
+        f"f16, bf16 or f32, or a file in {variant}"
     )
 
 
