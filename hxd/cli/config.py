@@ -241,6 +241,17 @@ def _follow(client: Client, change: dict[str, Any]) -> None:
     sys.exit(0 if change["phase"] == "applied" else EXIT_ERROR)
 
 
+def told(change: dict[str, Any]) -> str:
+    """One change of the configuration in a line."""
+    number = "a change" if change["revision"] is None else f"revision {change['revision']}"
+    what = f"configuration: {number} ({change['why']} by {change['who']})"
+    if not change["running"]:
+        return f"{what}: {change['reason'] or change['phase']}"
+    left = "" if change["until"] is None else f" for {max(0, change['until'] - time.time()):.0f} s"
+    phase = {"checking": "is checked", "changing": "is put in place", "watching": "is watched"}
+    return f"{what} {phase.get(change['phase'], 'is taken back')}{left}"
+
+
 def _say_steps(client: Client, change: dict[str, Any], shown: int) -> int:
     """Those that are done and were not said yet."""
     done = [step for step in change["steps"] if step["state"] == "done"]

@@ -22,6 +22,7 @@ from hxd.cli.client import (
     json_option,
 )
 from hxd.cli.config import COMMANDS as CONFIG
+from hxd.cli.config import told
 from hxd.cli.model import COMMANDS as MODEL
 from hxd.cli.plugin import COMMANDS as PLUGIN
 from hxd.cli.rollout import COMMANDS as ROLLOUT
@@ -57,6 +58,8 @@ def status(client: Client) -> None:
                     f"{rollout['model']}: {rollout['kind']} to {rollout['to']} is "
                     f"{rollout['phase']}"
                 )
+        if (change := answer.get("change")) and change["phase"] not in ("applied", "refused"):
+            click.echo(told(change))
         for model in answer["models"]:
             if (left := model.get("former_kept_seconds")) is not None:
                 click.echo(f"{model['model']}: hxctl rollback is instant for {left:.0f} s more")

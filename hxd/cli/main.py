@@ -31,11 +31,10 @@ def hxd() -> None:
 @_config
 def serve(config: Path) -> None:
     """Serve in the foreground until SIGTERM or Ctrl-C."""
-    from hxd import config as settings
     from hxd.daemon import run
 
     try:
-        run.serve(settings.load(config))
+        run.serve(config)
     except ConfigError as error:
         _give_up(error)
 

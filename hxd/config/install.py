@@ -63,7 +63,7 @@ def install(config_file: Path, files: Mapping[str, bytes], state: Path) -> list[
     if wrong := misnamed(files):
         raise CannotInstall(f"can't install this configuration: {'; '.join(wrong)}")
     recover(config_file, state)
-    with _refusing(config_file):
+    with refusing(config_file):
         entries = _entries(config_file, files)
         if not entries:
             return []
@@ -96,13 +96,13 @@ def recover(config_file: Path, state: Path) -> list[str]:
     try:
         journal = msgspec.json.decode(data, type=_Journal)
     except (msgspec.DecodeError, RecursionError):
-        with _refusing(config_file):
+        with refusing(config_file):
             (state / JOURNAL).rename(state / f"{JOURNAL}.damaged")
         return [
             f"{state / JOURNAL} is damaged and was set aside: whether the files of {config_file} "
             "belong together is for you to say; hxctl config history has the earlier ones"
         ]
-    with _refusing(Path(journal.config_file)):
+    with refusing(Path(journal.config_file)):
         try:
             foreign = _turn(journal)
         except OSError:
@@ -119,7 +119,8 @@ def recover(config_file: Path, state: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _refusing(config_file: Path) -> Iterator[None]:
+def refusing(config_file: Path) -> Iterator[None]:
+    """`CannotInstall`, with what an operator can do, for what the disk refuses."""
     try:
         yield
     except OSError as error:
@@ -163,7 +164,7 @@ def _name(entry: _Entry, config_file: Path) -> str:
     return MAIN if entry.file == str(config_file) else f"{FOLDER}/{Path(entry.file).name}"
 
 
-def _beside(file: Path, suffix: str) -> Path:
+def beside(file: Path, suffix: str) -> Path:
     """No reader of conf.d/*.toml takes it for a configuration."""
     return file.with_name(f".{file.name}{suffix}")
 
@@ -197,9 +198,9 @@ def _write_beside(config_file: Path, entries: list[_Entry], files: Mapping[str, 
             durable.sync(config_file.parent)
         like = file if entry.old is not None else config_file
         if entry.new is not None:
-            _write(_beside(file, NEW), files[_name(entry, config_file)], like)
+            _write(beside(file, NEW), files[_name(entry, config_file)], like)
         if entry.old is not None:
-            _write(_beside(file, OLD), file.read_bytes(), like)
+            _write(beside(file, OLD), file.read_bytes(), like)
     for folder in folders:
         durable.sync(folder)
 
@@ -240,7 +241,7 @@ def _turn(journal: _Journal) -> list[str]:
         elif target is None:
             file.unlink()
         else:
-            _beside(file, OLD if journal.back else NEW).rename(file)
+            beside(file, OLD if journal.back else NEW).rename(file)
     for folder in {Path(entry.file).parent for entry in journal.entries}:
         durable.sync(folder)
     return foreign
@@ -271,6 +272,6 @@ def _close(config_file: Path, state: Path) -> None:
 
 def _sweep(config_file: Path) -> None:
     for suffix in (NEW, OLD):
-        _beside(config_file, suffix).unlink(missing_ok=True)
+        beside(config_file, suffix).unlink(missing_ok=True)
         for file in (config_file.parent / FOLDER).glob(f".*.toml{suffix}"):
             file.unlink()

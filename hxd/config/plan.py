@@ -26,13 +26,14 @@ class Consequence(enum.StrEnum):
     SCALE = "scale"  # workers are added or drained; the others stay
     WORKERS = "workers"  # new workers beside the old ones, which drain
     BUDGET = "budget"  # everything is weighed again; touches no worker by itself
+    LISTEN = "listen"  # the new address first, then no more at the old one; connections stay
     RESTART = "restart"  # at the next start of the daemon
 
 
 _NOW, _WORKERS, _RESTART = Consequence.NOW, Consequence.WORKERS, Consequence.RESTART
 _WITH_WORKERS = (Consequence.SCALE, Consequence.WORKERS)
 CONSEQUENCES: dict[str, Consequence] = {
-    "listen.http": _RESTART,
+    "listen.http": Consequence.LISTEN,
     "listen.names": _NOW,
     "auth.required": _NOW,
     "paths.state": _RESTART,
@@ -96,6 +97,7 @@ class Act(enum.StrEnum):
     ROUTE = "route"
     SHRINK = "shrink"
     END = "end"
+    LISTEN = "listen"  # where clients connect; last, so that nothing else can fail after it
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Change:
 
     def __str__(self) -> str:
         old, new = self.spelled
-        later = ", at the next start of the daemon" if self.consequence is _RESTART else ""
+        later = "; holds from the next start" if self.consequence is _RESTART else ""
         # With its secret covered, a changed option would look unchanged.
         other = " (another one)" if old == new else ""
         return f"{visible(self.setting)}: {old} → {new}{other}{later}"
@@ -218,7 +220,8 @@ class Plan:
 
     def steps(self) -> list[Step]:
         """What to do, in this order; every change but those that need a restart is in one."""
-        steps = [Step(Act.SET, "", tuple(c for c in self.changes if c.consequence is not _RESTART))]
+        apart = (_RESTART, Consequence.LISTEN)
+        steps = [Step(Act.SET, "", tuple(c for c in self.changes if c.consequence not in apart))]
         for model in self.models:
             # What no worker has to hear of, such as a count of replicas that there are already.
             alone = () if _act(model) else _WITH_WORKERS
@@ -227,7 +230,10 @@ class Plan:
         steps += self._workers(Act.START, Act.GROW, Act.REPLACE)
         if self.routes:
             steps.append(Step(Act.ROUTE, "", self.routes))
-        return [*steps, *self._workers(Act.SHRINK, Act.END)]
+        steps += self._workers(Act.SHRINK, Act.END)
+        if listen := _of(self.changes, Consequence.LISTEN):
+            steps.append(Step(Act.LISTEN, "", listen))
+        return steps
 
     def _workers(self, *acts: Act) -> Iterator[Step]:
         for act in acts:

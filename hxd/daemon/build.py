@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import random
 import socket
@@ -41,16 +40,18 @@ from hxd.daemon.admin.store_operations import Operations
 from hxd.daemon.config_steps import Means as Taking
 from hxd.daemon.config_steps import Steps
 from hxd.daemon.events import Events
+from hxd.daemon.lock import alone
 from hxd.daemon.reconfigure import HISTORY, Reconfiguration
 from hxd.daemon.reconfigure import Means as Changing
 from hxd.daemon.request.capable import Abilities
-from hxd.daemon.request.connection import ConnectionRunner
+from hxd.daemon.request.connection import ConnectionRunner, part
 from hxd.daemon.request.deployment import Deployment
 from hxd.daemon.request.embed import Embeddings
 from hxd.daemon.request.feedback import Feedback
 from hxd.daemon.request.generate import Generation
 from hxd.daemon.request.http import Entry, Front, Traffic, error_response, finish_headers
 from hxd.daemon.request.identify import Role
+from hxd.daemon.request.listener import CannotListen, Listener
 from hxd.daemon.request.models import Catalog, flatten
 from hxd.daemon.request.poison import Poison
 from hxd.daemon.request.probe import Prober
@@ -82,7 +83,6 @@ from hxd.daemon.supervise.workers import Workers
 from hxd.errors import CallerError, ConfigError, HxdError
 
 ADMIN_SOCKET = "admin.sock"
-LOCK = "lock"
 
 
 Lasting = Callable[[], Coroutine[Any, Any, None]]
@@ -103,14 +103,7 @@ def claim(config: Config) -> Iterator[Stores]:
             ) from None
     stores = Stores.of(paths.state)
     with contextlib.ExitStack() as stack:
-        lock = os.open(paths.runtime / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        stack.callback(os.close, lock)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                [f"{config.origin}: paths.runtime: another hxd is running with {paths.runtime}"]
-            ) from None
+        stack.enter_context(alone(paths.runtime, config.origin))
         (paths.runtime / ADMIN_SOCKET).unlink(missing_ok=True)
         variants.clean(paths.cache)
         try:
@@ -187,8 +180,8 @@ def _fit(found: dict[str, Source], refused: dict[str, SourceError], budget: int)
 
 @dataclass
 class Daemon:
-    """The built parts that the run loop drives. `http` is bound by the time it is yielded. What is
-    in `lasting` runs as long as the daemon does."""
+    """The built parts that the run loop drives. Clients can connect by the time it is yielded. What
+    is in `lasting` runs as long as the daemon does."""
 
     config: Config
     supervisor: Supervisor
@@ -198,11 +191,10 @@ class Daemon:
     rollouts: Rollouts
     drills: Drills
     reconfiguration: Reconfiguration
+    listener: Listener
     jobs: Jobs
     events: Events
     lasting: Sequence[Lasting]
-    address: str
-    port: int
 
 
 @contextlib.asynccontextmanager
@@ -329,6 +321,9 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         prober = Prober(releases.rosters, supervisor, clock)
         herald = Herald(status, clock)
         drills = Drills(means, rollouts, stores.models)
+        # Its runner needs the table of routes, and some of those lead back here.
+        connections: list[ConnectionRunner] = []
+        listener = Listener(lambda port: connections[0].through(port))
         steps = Steps(
             Taking(
                 live,
@@ -341,6 +336,7 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
                 status.refused,
                 status.instead,
                 metrics.serves,
+                listener,
                 clock,
             )
         )
@@ -350,6 +346,7 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
                 live,
                 history,
                 steps,
+                listener,
                 status.refused,
                 status.instead,
                 partial(_inspected, stores),
@@ -359,6 +356,7 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             )
         )
         stack.push_async_callback(reconfiguration.aclose)
+        status.change = reconfiguration.shown
         admin = AdminApi(status, catalog, metrics, inspection.keys, front, clock, drills)
         rollout_api = RolloutApi(rollouts, events, stores)
         finished = metrics.tally(
@@ -386,8 +384,13 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         stack.push_async_callback(plugin_api.aclose)
         config_api = ConfigApi(live, reconfiguration, history)
         entries += plugin_routes(plugin_api) + config_routes(config_api)
-        port = await _listen(live, front.application(entries), stack)
+        connections.append(await _runner(live, front.application(entries), stack))
+        stack.push_async_callback(listener.aclose)
         await _listen_admin(live, front.application(entries, trusted=True), stack)
+        try:
+            await listener.move(config.listen.http)
+        except CannotListen as error:
+            raise ConfigError([f"{config.origin}: listen.http: {error}"]) from None
         yield Daemon(
             config,
             supervisor,
@@ -397,11 +400,10 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
             rollouts,
             drills,
             reconfiguration,
+            listener,
             jobs,
             events,
             (prober.run, herald.run, events.run, guard.run, plugin_watch.run, labels.run),
-            config.listen.http.host,
-            port,
         )
 
 
@@ -547,21 +549,6 @@ def config_routes(config: ConfigApi) -> list[Entry]:
     ]
 
 
-async def _listen(live: Live, app: web.Application, stack: contextlib.AsyncExitStack) -> int:
-    config = live.config
-    address = config.listen.http
-    runner = await _runner(live, app, stack)
-    # aiohttp's own wait for connections would come on top of ours; the run loop has drained.
-    site = web.TCPSite(runner, address.host, address.port, shutdown_timeout=1.0, backlog=1024)
-    try:
-        await site.start()
-    except OSError as error:
-        raise ConfigError(
-            [f"{config.origin}: listen.http: can't listen on {address}: {error.strerror}"]
-        ) from None
-    return int(runner.addresses[0][1])
-
-
 async def _listen_admin(live: Live, app: web.Application, stack: contextlib.AsyncExitStack) -> None:
     config = live.config
     path = config.paths.runtime / ADMIN_SOCKET
@@ -571,7 +558,7 @@ async def _listen_admin(live: Live, app: web.Application, stack: contextlib.Asyn
         # Linux gives the file the socket's own mode; a umask would hold for other threads too.
         os.fchmod(listener.fileno(), 0o600)
         listener.bind(str(path))
-        await web.SockSite(runner, listener, shutdown_timeout=1.0).start()
+        await web.SockSite(runner, listener).start()
     except OSError as error:
         raise ConfigError(
             [f"{config.origin}: paths.runtime: can't listen on {path}: {error.strerror or error}"]
@@ -581,8 +568,9 @@ async def _listen_admin(live: Live, app: web.Application, stack: contextlib.Asyn
 
 async def _runner(
     live: Live, app: web.Application, stack: contextlib.AsyncExitStack
-) -> web.AppRunner:
+) -> ConnectionRunner:
     app.on_response_prepare.append(finish_headers)
+    app.on_response_prepare.append(part)
     runner = ConnectionRunner(
         app,
         live=live,
@@ -590,6 +578,8 @@ async def _runner(
         handle_signals=False,
         # A client that goes away must free its slot within a step.
         handler_cancellation=True,
+        # aiohttp's own wait for connections would come on top of ours; the run loop has drained.
+        shutdown_timeout=1.0,
         access_log=None,
         auto_decompress=False,
         max_line_size=32 << 10,

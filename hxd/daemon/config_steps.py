@@ -15,6 +15,7 @@ from hxd.config import Config, ModelSettings
 from hxd.config.live import Live
 from hxd.config.plan import Act, Fate, Plan, Step
 from hxd.daemon.request.deployment import Deployment
+from hxd.daemon.request.listener import Listener
 from hxd.daemon.request.models import flatten
 from hxd.daemon.request.releases import Releases
 from hxd.daemon.rollout.course import COMING_UP
@@ -58,6 +59,7 @@ class Means:
     refused: dict[str, SourceError]
     instead: dict[str, SourceError]
     introduced: Callable[[str], None]
+    listener: Listener
     clock: Clock
 
 
@@ -137,6 +139,22 @@ class Steps:
         live.config = final
         self._clear(plan, final)
 
+    async def settle(self, unable: Collection[str]) -> None:
+        """In a daemon that has started with a new configuration: until all that it serves can
+        answer, but for the models that could not before. Raises `Worse`."""
+        means = self._means
+        for name, error in means.refused.items():
+            if name not in unable:
+                raise Worse(f"models.{name}.{error.key}: {error}")
+        for name in list(means.deployments):
+            rollout = means.rollouts.of(name)
+            if rollout is not None and rollout.running and rollout.ask.fresh:
+                await rollout.over.wait()
+                if rollout.phase is not Phase.DONE:
+                    raise Worse(f"models.{name}: {rollout.reason}")
+            if name not in unable and name in means.deployments:
+                await self._up(name)
+
     def _clear(self, plan: Plan, config: Config) -> None:
         """What was said of models that are gone, or begin anew."""
         anew = {m.name for m in plan.models if m.fate in (Fate.STARTS, Fate.REPLACED) and m.after}
@@ -168,6 +186,8 @@ class Steps:
                 means.routes.update(flatten(config.routes))
             case Act.END:
                 await self._end(name)
+            case Act.LISTEN:
+                await means.listener.move(config.listen.http)
 
     def _arrange(self, name: str, step: Step, settings: ModelSettings) -> None:
         """The step's settings in place, and no other ones: what the workers were started with, and
@@ -261,4 +281,4 @@ class Steps:
 
 def effective(config: Config, now: Config) -> Config:
     """What of `config` can hold without a restart."""
-    return replace(config, paths=now.paths, listen=replace(config.listen, http=now.listen.http))
+    return replace(config, paths=now.paths)

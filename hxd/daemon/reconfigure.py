@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from hxd.clock import Clock
-from hxd.conditions import TABLE, Condition
+from hxd.conditions import TABLE, Condition, Severity
 from hxd.config import Config
 from hxd.config.files import snapshot
 from hxd.config.history import History, Outcome, Revision, Why
@@ -24,9 +26,12 @@ from hxd.config.live import Live
 from hxd.config.load import load_as
 from hxd.config.masking import visible
 from hxd.config.plan import Plan, Step, plan
+from hxd.config.unfinished import Place, Unfinished
+from hxd.daemon.config_start import Leftover
 from hxd.daemon.config_steps import Steps, Worse, effective
 from hxd.daemon.config_watch import watch
 from hxd.daemon.events import Events
+from hxd.daemon.request.listener import CannotListen, Listener
 from hxd.daemon.store.sources import Source, SourceError
 from hxd.errors import CallerError, ConfigError, HxdError
 
@@ -88,9 +93,9 @@ class Proposal:
 
 @dataclass(eq=False)
 class Change:
-    """One change on its way, and how it ended. `began` is in Unix seconds, `left` what of the time
-    of watching is left. `accepted` is set once it is known to be valid and begins, or has the
-    reason why it does not."""
+    """One change on its way, and how it ended. `began` and `until`, the end of the watch, are in
+    Unix seconds. `accepted` is set once it is known to be valid and begins, or has the reason why
+    it does not. One that another daemon has begun has no `proposal` here."""
 
     why: Why
     who: str
@@ -100,6 +105,7 @@ class Change:
     proposal: Proposal | None = None
     revision: int | None = None
     error: HxdError | None = None
+    until: float | None = None
     steps: list[dict[str, str]] = field(default_factory=list)
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -114,7 +120,7 @@ class Change:
             self.accepted.set_result(None)
 
     def end(self, phase: Phase, error: HxdError | None = None) -> None:
-        self.phase, self.error = phase, error
+        self.phase, self.error, self.until = phase, error, None
         if error is not None and not self.accepted.done():
             self.accepted.set_exception(error)
             # Who has asked may have left.
@@ -129,12 +135,23 @@ class Change:
             "began": self.began,
             "phase": self.phase.value,
             "running": self.phase not in OVER,
+            "until": self.until,
             "revision": self.revision,
             "reason": None if self.error is None else str(self.error),
             "plan": None if self.proposal is None else self.proposal.plan.body(),
             "lines": [] if self.proposal is None else self.proposal.plan.lines(),
             "steps": self.steps,
         }
+
+
+@dataclass(frozen=True)
+class _WayBack:
+    """What held before. `ours` are the files that take the place of `former`; None when they are
+    the operator's, who has put them there."""
+
+    before: Config
+    former: Files
+    ours: Files | None
 
 
 @dataclass(frozen=True)
@@ -145,6 +162,7 @@ class Means:
     live: Live
     history: History
     steps: Steps
+    listener: Listener
     refused: Mapping[str, SourceError]
     instead: Mapping[str, SourceError]
     inspect: Callable[[Config], tuple[Mapping[str, Source], Mapping[str, SourceError]]]
@@ -161,12 +179,17 @@ class Reconfiguration:
         self.change: Change | None = None
         self._task: asyncio.Task[None] | None = None
         self._next: asyncio.Task[Proposal] | None = None
+        # What is on record for the next daemon.
+        self._unfinished: Unfinished | None = None
 
     @property
     def busy(self) -> bool:
         return self.change is not None and not self.change.over.is_set()
 
     # Looking
+
+    def shown(self) -> dict[str, Any] | None:
+        return None if self.change is None else self.change.body()
 
     async def on_disk(self) -> Files:
         """Raises `BadConfig`."""
@@ -218,12 +241,10 @@ class Reconfiguration:
             for name, error in wrong.items()
             if not self._known(name, config)
         ]
-        if not config.auth.required and not now.listen.http.loopback:
-            # The file says loopback, but the socket is open until the next start.
-            findings.append(
-                f"{config.origin}: auth.required: false is refused while hxd listens on "
-                f"{now.listen.http}; change listen.http first, and restart"
-            )
+        try:
+            await means.listener.probe(config.listen.http)
+        except CannotListen as error:
+            findings.append(f"{config.origin}: listen.http: {error}")
         if findings:
             raise BadConfig("\n".join(findings))
         _, good = await self.holding()
@@ -290,30 +311,51 @@ class Reconfiguration:
         accepted = asyncio.get_running_loop().create_future()
         change = self.change = Change(why, who, self._means.clock.wall(), accepted)
         self._task = asyncio.create_task(
-            self._live(change, candidate or Candidate(), seconds), name="reconfigure"
+            self._live(change, self._make(change, candidate or Candidate(), seconds)),
+            name="reconfigure",
         )
         await asyncio.shield(accepted)
         return change
 
+    def resume(self, leftover: Leftover) -> None:
+        """Take up what a former daemon left unfinished, or tell what became of it."""
+        if leftover.record is None and leftover.reason is None:
+            return
+        change = self.change = Change(
+            leftover.why, leftover.who, leftover.began, asyncio.get_running_loop().create_future(),
+            revision=leftover.revision,
+        )  # fmt: skip
+        if leftover.record is None:
+            self._told(change, "rolled_back", reason=leftover.reason)
+            change.end(Phase.ROLLED_BACK, Worse(f"the change was taken back: {leftover.reason}"))
+            return
+        self._unfinished = leftover.record
+        finishing = self._live(change, self._finish(change, leftover.record))
+        self._task = asyncio.create_task(finishing, name="reconfigure")
+
     async def aclose(self) -> None:
-        """What is half-way stays so; the next daemon takes what lies on the disk, whole."""
+        """What is half-way stays so. The next daemon goes on with an apply, and takes the files of
+        a reload."""
         tasks = [task for task in (self._task, self._next) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if (record := self._unfinished) is not None:
+            # Nothing has failed: this daemon does not count among those that died of it.
+            await self._noted(msgspec.structs.replace(record, attempts=record.attempts - 1))
+            self._unfinished = None
 
-    async def _live(self, change: Change, candidate: Candidate, seconds: float) -> None:
+    async def _live(self, change: Change, doing: Coroutine[Any, Any, None]) -> None:
         try:
-            await self._make(change, candidate, seconds)
+            await doing
         except HxdError as error:
-            self._means.events.record(
-                "config", "", "refused", why=change.why.value, who=change.who, reason=str(error)
-            )
+            self._told(change, "refused", reason=str(error))
             change.end(Phase.REFUSED, error)
         except Exception as error:  # the boundary of a change, as of a request
             log.exception("a change of the configuration failed inside hxd")
             change.end(Phase.REFUSED, HxdError(f"something broke inside hxd: {error}"))
         finally:
+            self._means.listener.release()
             # Cancelled: the daemon ends.
             if not change.over.is_set():
                 change.end(Phase.REFUSED, HxdError("the daemon is shutting down"))
@@ -332,46 +374,152 @@ class Reconfiguration:
                 code="config_edited",
             )
         means.steps.check_free(proposal.plan)
-        _, former = await self.holding()
+        try:
+            await means.listener.hold(proposal.config.listen.http)
+        except CannotListen as error:
+            raise BadConfig(f"{proposal.config.origin}: listen.http: {error}") from None
+        good, former = await self._way_back()
         revision = await asyncio.to_thread(
             means.history.record, proposal.files, change.why, change.who, means.clock.wall()
         )
         change.revision = revision.number
+        # One that was there before holds again when this is taken back.
+        anew = revision.outcome is not Outcome.APPLIED
+        if installs and anew:
+            try:
+                await self._put_on_record(change, good, seconds, conditions)
+            except HxdError as error:
+                await self._settle(change, Outcome.ROLLED_BACK, str(error))
+                raise
         self._told(change, "begins", plan=proposal.plan.sentence)
         change.phase = Phase.CHANGING
         change.accept()
-        try:
+
+        async def take() -> None:
             if installs:
                 await asyncio.to_thread(install, before.origin, proposal.files, self._state)
             await means.steps.take(
                 proposal.plan, proposal.config, proposal.sources, self._step(change)
             )
-            change.phase = Phase.WATCHING
-            worse = await watch(seconds, conditions, means.conditions, means.clock)
-            if worse is not None:
-                raise Worse(
-                    f"the box got worse: {TABLE[worse.code].title} ({worse.subject}: "
-                    f"{worse.detail})"
-                )
+            await self._watch(change, seconds, conditions)
+
+        back = _WayBack(before, former, proposal.files if installs else None)
+        if await self._holds(change, take, back, anew) and (later := proposal.plan.needs_restart):
+            log.warning("%s: what is set there holds from the next start", ", ".join(later))
+
+    async def _finish(self, change: Change, record: Unfinished) -> None:
+        """What `_make` has left to do in a daemon that has started with the new files."""
+        means = self._means
+        now = means.live.config
+        former = await asyncio.to_thread(means.history.read, record.former)
+        ours = await asyncio.to_thread(means.history.read, record.revision)
+        before = await asyncio.to_thread(load_as, former, now.origin)
+        unable = {
+            condition.within or condition.subject
+            for condition in record.before
+            if TABLE[condition.code].severity is Severity.CRITICAL
+        }
+        self._told(change, "resumed", attempts=record.attempts)
+        change.phase = Phase.CHANGING
+        change.accept()
+
+        async def settle() -> None:
+            await means.steps.settle(unable)
+            await self._watch(change, record.left(means.clock.wall()), record.before)
+
+        await self._holds(change, settle, _WayBack(effective(before, now), former, ours), True)
+
+    async def _holds(
+        self,
+        change: Change,
+        attempt: Callable[[], Awaitable[None]],
+        back: _WayBack,
+        anew: bool,
+    ) -> bool:
+        """Whether `attempt` came to its end; if not, all is as before."""
+        try:
+            await attempt()
         except Exception as error:  # whatever it was, the box must not stay half-way
             if not isinstance(error, HxdError):
                 log.exception("a change of the configuration failed inside hxd")
                 error = HxdError(f"something broke inside hxd: {error}")
-            change.phase = Phase.GOING_BACK
-            if installs:
-                await self._restore(former, proposal.files)
-            await self._back(before)
-            # One that was there before holds again.
-            if revision.outcome is not Outcome.APPLIED:
+            change.phase, change.until = Phase.GOING_BACK, None
+            if (record := self._unfinished) is not None:
+                await self._noted(msgspec.structs.replace(record, reason=str(error)))
+            restored = back.ours is None or await self._restore(back.former, back.ours)
+            await self._back(back.before)
+            if anew:
                 await self._settle(change, Outcome.ROLLED_BACK, str(error))
+            if restored:
+                await self._off_record()
             self._told(change, "rolled_back", reason=str(error))
             change.end(Phase.ROLLED_BACK, Worse(f"the change was taken back: {error}"))
-            return
+            return False
         await self._settle(change, Outcome.APPLIED)
-        self._told(change, "applied", plan=proposal.plan.sentence)
-        if later := proposal.plan.needs_restart:
-            log.warning("%s: what is set there holds from the next start on", ", ".join(later))
+        await self._off_record()
+        plan = {} if change.proposal is None else {"plan": change.proposal.plan.sentence}
+        self._told(change, "applied", **plan)
         change.end(Phase.APPLIED)
+        return True
+
+    async def _watch(self, change: Change, seconds: float, before: Iterable[Condition]) -> None:
+        """Raises `Worse`."""
+        means, now = self._means, self._means.clock.wall()
+        change.phase, change.until = Phase.WATCHING, now + seconds
+        self._told(change, "watching", seconds=round(seconds, 1))
+        if (record := self._unfinished) is not None and record.watching is None:
+            await self._noted(msgspec.structs.replace(record, watching=now))
+        worse = await watch(seconds, before, means.conditions, means.clock)
+        if worse is not None:
+            raise Worse(
+                f"the box got worse: {TABLE[worse.code].title} ({worse.subject}: {worse.detail})"
+            )
+
+    # For the next daemon
+
+    async def _way_back(self) -> tuple[int, Files]:
+        """The revision to go back to, and its files."""
+        good, former = await self.holding()
+        if good is None:
+            # The disk was full at the start, perhaps.
+            history, now = self._means.history, self._means.clock.wall()
+            good = await asyncio.to_thread(history.record, former, Why.START, "start", now)
+            await asyncio.to_thread(history.settle, good.number, Outcome.APPLIED)
+        return good.number, former
+
+    async def _put_on_record(
+        self, change: Change, former: int, seconds: float, conditions: list[Condition]
+    ) -> None:
+        """Raises `CannotInstall`."""
+        assert change.revision is not None
+        record = Unfinished(
+            revision=change.revision,
+            former=former,
+            why=change.why,
+            who=change.who,
+            began=change.began,
+            seconds=seconds,
+            runtime=str(self._means.live.config.paths.runtime.absolute()),
+            before=tuple(conditions),
+        )
+        await asyncio.to_thread(self._place.begin, record)
+        self._unfinished = record
+
+    async def _noted(self, record: Unfinished) -> None:
+        self._unfinished = record
+        try:
+            await asyncio.to_thread(self._place.write, record)
+        except OSError as error:
+            log.error("how far the change is can't be kept: %s", error.strerror)
+
+    async def _off_record(self) -> None:
+        if self._unfinished is not None:
+            self._unfinished = None
+            await asyncio.to_thread(self._place.clear)
+
+    @property
+    def _place(self) -> Place:
+        return Place(self._means.live.config.origin, self._state.absolute())
 
     @property
     def _state(self) -> Path:
@@ -397,8 +545,9 @@ class Reconfiguration:
         except HxdError as error:
             log.error("revision %s: its outcome can't be kept: %s", change.revision, error)
 
-    async def _restore(self, former: Files, ours: Files) -> None:
-        """The files of before, unless somebody has changed them in the meantime."""
+    async def _restore(self, former: Files, ours: Files) -> bool:
+        """The files of before, unless somebody has changed them in the meantime. False when the
+        next start must try again."""
         origin = self._means.live.config.origin
         try:
             if await self.on_disk() == ours:
@@ -407,6 +556,8 @@ class Reconfiguration:
                 log.error("the files of %s changed meanwhile, and stay as they are", origin)
         except HxdError as error:
             log.error("the files of %s can't be put back: %s", origin, error)
+            return False
+        return True
 
     async def _back(self, before: Config) -> None:
         """To `before`, as far as that is possible; the models that fail it keep what they have."""

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import uvloop
 
@@ -17,7 +18,9 @@ from hxd.config import Config, load
 from hxd.config.files import snapshot
 from hxd.config.history import History, Outcome, Why
 from hxd.config.install import recover
+from hxd.config.unfinished import Place
 from hxd.daemon.build import Daemon, Inspection, Lasting, build, claim, inspect
+from hxd.daemon.config_start import Leftover
 from hxd.daemon.reconfigure import HISTORY
 from hxd.daemon.rollout import loan
 from hxd.daemon.systemd import notify, watchdog_interval
@@ -28,17 +31,32 @@ log = logging.getLogger("hxd")
 EXIT_FORCED = 130
 
 
-def serve(config: Config) -> None:
-    """Run until told to stop. Raises `ConfigError` when nothing could be served."""
+def serve(config_file: Path) -> None:
+    """Run until told to stop. An apply of the configuration that a former daemon has left
+    unfinished is taken up. Raises `ConfigError` when nothing could be served."""
     logging.basicConfig(
-        level=config.log.level.upper(),
+        level=logging.INFO,
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     # aiohttp says the same of every request; our own lines are enough.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    leftover = Leftover.find(config_file)
+    if leftover is not None:
+        leftover.settle()
+    try:
+        _serve(load(config_file), leftover)
+    except ConfigError as error:
+        if leftover is None or not leftover.take_back(str(error)):
+            raise
+        _serve(load(config_file), leftover)
+
+
+def _serve(config: Config, leftover: Leftover | None) -> None:
+    logging.getLogger().setLevel(config.log.level.upper())
     with claim(config) as stores:
-        config = _recorded(config)
+        if leftover is None or leftover.record is None:
+            config = _recorded(config)
         for done in loan.recover(config.paths.state, stores.models):
             log.warning("%s", done)
         inspection = inspect(config, stores)
@@ -47,7 +65,7 @@ def serve(config: Config) -> None:
             raise ConfigError(findings)
         for finding in findings:
             log.error("%s; what can be served is", finding)
-        uvloop.run(_live(config, inspection, SystemClock()))
+        uvloop.run(_live(config, inspection, SystemClock(), leftover))
 
 
 def _recorded(config: Config) -> Config:
@@ -62,6 +80,10 @@ def _recorded(config: Config) -> Config:
             config = load(config.origin)
         revision = history.record(snapshot(config.origin), Why.START, "start", time.time())
         history.settle(revision.number, Outcome.APPLIED)
+        for other in history.all():
+            if other.outcome is Outcome.PENDING:
+                history.settle(other.number, Outcome.ROLLED_BACK, "the daemon ended before it held")
+        Place(config.origin, folder).clear()
     except ConfigError:
         raise
     except HxdError as error:
@@ -70,7 +92,9 @@ def _recorded(config: Config) -> Config:
     return config
 
 
-async def _live(config: Config, inspection: Inspection, clock: Clock) -> None:
+async def _live(
+    config: Config, inspection: Inspection, clock: Clock, leftover: Leftover | None
+) -> None:
     stop = _Signals()
     reloading: set[asyncio.Task[None]] = set()
 
@@ -87,11 +111,13 @@ async def _live(config: Config, inspection: Inspection, clock: Clock) -> None:
         ]
         watchdog = asyncio.create_task(_feed_watchdog(clock), name="watchdog")
         try:
-            log.info("listening on http://%s:%d", daemon.address, daemon.port)
+            log.info("listening on %s", daemon.listener.url)
             notify("READY=1", f"STATUS=serving {len(inspection.sources)} models")
             stop.on_reload(reload)
             await daemon.rollouts.settle()
             await daemon.rollouts.resume()
+            if leftover is not None:
+                daemon.reconfiguration.resume(leftover)
             await _until(stop.asked, supervising)
             # First: one that tries a model would bring up a worker that nobody asks to end.
             await daemon.jobs.aclose()

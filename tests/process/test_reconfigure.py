@@ -8,8 +8,7 @@ import contextlib
 import json
 import random
 import signal
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,83 +17,20 @@ import aiohttp
 import pytest
 
 from tests.plugin_packages import plugin
+from tests.reconfiguring import (
+    applied,
+    change_of,
+    complete,
+    over,
+    pids,
+    proposed,
+    reloaded,
+    text,
+    until,
+)
 from tests.support import Daemon, chat, echo, get, hxctl, post, run_hxctl, running, write_config
 
 BAD = {"fault": "crash", "fault_at": "load"}
-
-
-async def pids(daemon: Daemon) -> dict[str, list[int]]:
-    """Of each model's workers that have a process and don't drain."""
-    _, rows = await get(daemon.url + "/admin/v1/replicas")
-    found: dict[str, list[int]] = {}
-    for row in rows:
-        if row["pid"] is not None and row["state"] == "ready":  # type: ignore[index]
-            found.setdefault(row["model"], []).append(row["pid"])  # type: ignore[index]
-    return {model: sorted(numbers) for model, numbers in found.items()}
-
-
-async def until(holds: Callable[[], Awaitable[Any]], *, seconds: float = 60) -> Any:
-    """What `holds` gives, once that is true. There is nothing over HTTP that one could wait for;
-    hxctl asks again and again too."""
-    async with asyncio.timeout(seconds):
-        while not (found := await holds()):  # noqa: ASYNC110  (as said)
-            await asyncio.sleep(0.02)
-    return found
-
-
-@contextlib.asynccontextmanager
-async def complete(config: Path) -> AsyncIterator[Daemon]:
-    """A daemon with all of its workers, where `running` is content with one of each model."""
-    async with running(config) as daemon:
-
-        async def all_up() -> bool:
-            _, rows = await get(daemon.url + "/admin/v1/replicas")
-            return all(row["state"] == "ready" for row in rows)  # type: ignore[index]
-
-        await until(all_up)
-        yield daemon
-
-
-async def change_of(daemon: Daemon) -> dict[str, Any]:
-    _, change = await get(daemon.url + "/admin/v1/config/change")
-    return change
-
-
-async def over(daemon: Daemon) -> dict[str, Any]:
-    """The change that runs, once it has ended."""
-
-    async def ended() -> dict[str, Any] | None:
-        change = await change_of(daemon)
-        return None if change["running"] else change
-
-    return dict(await until(ended))
-
-
-async def reloaded(daemon: Daemon) -> dict[str, Any]:
-    status, answer, _ = await post(daemon.url + "/admin/v1/reload", b"")
-    assert status == 202, answer
-    return await over(daemon)
-
-
-async def applied(daemon: Daemon, models: str, **asked: Any) -> dict[str, Any]:
-    """As `hxctl config apply` with a file that has these models, and the paths of the present."""
-    status, answer = await proposed(daemon, "apply", text(models), **asked)
-    assert status == 202, answer
-    return await over(daemon)
-
-
-async def proposed(daemon: Daemon, what: str, new: str, **asked: Any) -> tuple[int, dict[str, Any]]:
-    if what == "apply":
-        asked = {"watch": 0, **asked}
-    body = {"files": {"hxd.toml": new}, "whole": False, **asked}
-    status, answer, _ = await post(f"{daemon.url}/admin/v1/config/{what}", body)
-    return status, answer
-
-
-def text(models: str) -> str:
-    """What `write_config` would write there."""
-    with tempfile.TemporaryDirectory() as folder:
-        return write_config(Path(folder), models).read_text()
 
 
 async def said(daemon: Daemon, model: str, words: str = "hello") -> str:
@@ -430,9 +366,7 @@ async def test_a_link_is_not_replaced_and_nothing_else_either(tmp_path: Path) ->
 # --- live settings of the front, and what needs a restart ---------------------------------------
 
 
-async def test_keys_are_asked_for_from_now_on_and_an_open_port_stays_closed(
-    tmp_path: Path,
-) -> None:
+async def test_keys_are_asked_for_from_now_on(tmp_path: Path) -> None:
     file = write_config(tmp_path, echo())
     async with running(file) as daemon:
         assert await said(daemon, "echo") == "hello"
@@ -451,24 +385,12 @@ async def test_keys_are_asked_for_from_now_on_and_an_open_port_stays_closed(
             status, _ = await get(f"{daemon.url}/admin/v1/{path}", **key)
             assert status == 200, path
 
-        file.write_text(file.read_text().replace("127.0.0.1:0", "127.0.0.1:1"))
+        file.write_text(file.read_text().replace('"logs"', '"other"'))
+        code, out, err = await run_hxctl(daemon, "config", "check")
+        assert (code, f'"{tmp_path}/other"; holds from the next start' in out) == (0, True), err
         code, out, _ = await run_hxctl(daemon, "reload")
         assert code == 0
-        assert "listen.http holds from the next start of the daemon on" in out
-        assert (await get(daemon.url + "/livez"))[0] == 200
-
-
-async def test_keys_are_not_switched_off_while_the_port_is_open(tmp_path: Path) -> None:
-    file = write_config(tmp_path, echo(), auth=True)
-    closed = file.read_text()
-    file.write_text(closed.replace("127.0.0.1:0", "0.0.0.0:0"))
-    async with running(file, ready=False) as daemon:
-        # Valid by itself, but the socket stays what it is.
-        file.write_text(closed.replace("required = true", "required = false"))
-        code, _, err = await run_hxctl(daemon, "reload")
-        assert (code, "auth.required: false is refused while hxd listens on" in err) == (78, True)
-        url = daemon.url.replace("0.0.0.0", "127.0.0.1")
-        assert (await get(url + "/v1/models"))[0] == 401
+        assert "paths.logs holds from the next start of the daemon" in out
 
 
 # --- in turn ------------------------------------------------------------------------------------
@@ -625,7 +547,7 @@ async def test_a_box_with_a_broken_model_can_still_be_configured(tmp_path: Path)
 # --- a daemon that is killed in the middle ------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 async def test_a_daemon_killed_in_the_middle_serves_the_old_or_the_new_whole(
     tmp_path: Path, seed: int
 ) -> None:
@@ -640,13 +562,18 @@ async def test_a_daemon_killed_in_the_middle_serves_the_old_or_the_new_whole(
         asking = asyncio.create_task(
             post(daemon.url + "/admin/v1/config/apply", {"files": new, "whole": True, "watch": 1})
         )
-        # Six places from the first checks to the end of the watch.
-        await asyncio.sleep(rng.uniform(0.0, 0.04 * 2**seed))
+        # Four places from the first checks to the end of the watch.
+        await asyncio.sleep(rng.uniform(0.0, 0.04 * 3**seed))
         await daemon.kill()
         await asyncio.gather(asking, return_exceptions=True)
     async with running(file) as daemon:
+        if (change := await change_of(daemon)) is not None:
+            change = await over(daemon)
+            assert change["phase"] in ("applied", "rolled back")
         present = {"hxd.toml": file.read_text(), "conf.d/extra.toml": extra.read_text()}
         assert present in (old, new)
+        _, kept = await get(daemon.url + "/admin/v1/config/history")
+        assert "pending" not in [row["outcome"] for row in kept["revisions"]]
         which = "new" if present == new else "old"
         assert await said(daemon, which) == await said(daemon, "echo") == "hello"
         assert (await settings(daemon, "echo"))["slots"] == (6 if which == "new" else 4)

@@ -7,19 +7,15 @@ for every n, and others are killed from outside at times drawn with `HXD_SEED`.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -39,6 +35,7 @@ from hxd.config.history import (
 from hxd.config.install import JOURNAL, CannotInstall, install, recover
 from hxd.config.load import load_as
 from hxd.errors import ConfigError
+from tests.dying import at_touch, die, ended, fail, fork, until_it_lives
 
 SEED = int(os.environ.get("HXD_SEED", "1"))
 KILLS = 20
@@ -50,65 +47,6 @@ B = {"hxd.toml": b"# b\n", "conf.d/keep.toml": b"# k\n", "conf.d/come.toml": b"#
 
 
 UNREACHED = 3
-
-
-def fork(act: Callable[[], int | None]) -> int:
-    """A process that does it, ends with the code that it returns, and says nothing of pytest's."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        with contextlib.suppress(BaseException):
-            try:
-                code = act() or 0
-            except BaseException:
-                traceback.print_exc()
-        os._exit(code)
-    return child
-
-
-def ended(child: int) -> int:
-    """Its exit code, negative for a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-TOUCHES = ("open", "os.", "shutil.")
-
-
-def at_touch(
-    number: int, do: Callable[[], None], *, and_after: bool = False, of: tuple[str, ...] = TOUCHES
-) -> Callable[[], bool]:
-    """From now on in this process: `do` just before the `number`-th thing asked of the disk. Tells
-    whether that has come."""
-    seen = 0
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal seen
-        if event.startswith(of) and event != "os.kill":
-            seen += 1
-            if seen == number or (and_after and seen > number):
-                do()
-
-    sys.addaudithook(hook)
-    return lambda: seen >= number
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def fail() -> None:
-    raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-
-def until_it_lives(act: Callable[[int], None], check: Callable[[], None]) -> int:
-    """`act(n)` in a child, for n from 1 until it no longer dies of it; `check` after each death."""
-    for number in range(1, 1000):
-        code = ended(fork(lambda number=number: act(number)))
-        if code == 0:
-            return number
-        assert code == -signal.SIGKILL, f"the child ended with {code}"
-        check()
-    raise AssertionError("it dies for ever")
 
 
 def put(config_file: Path, files: dict[str, bytes]) -> None:

@@ -199,11 +199,19 @@ def test_what_a_route_needs_starts_before_and_ends_after_the_route_changes() -> 
 
 
 def test_what_needs_a_restart_touches_nothing_now() -> None:
-    new = replace(BASE, listen=Listen(http=Address("127.0.0.1", 1)))
+    new = replace(BASE, paths=replace(BASE.paths, logs=Path("/elsewhere")))
     found = plan(BASE, new, SERVED)
-    assert found.needs_restart == ["listen.http"]
+    assert found.needs_restart == ["paths.logs"]
     assert found.steps() == [] and not found.nothing
-    assert found.lines()[0].endswith('"127.0.0.1:1", at the next start of the daemon')
+    assert found.lines()[0].endswith(' → "/elsewhere"; holds from the next start')
+
+
+def test_the_address_is_the_last_to_change() -> None:
+    models = {"b": BASE.models["b"], "c": ModelSettings(source="z")}
+    new = replace(BASE, listen=Listen(http=Address("127.0.0.1", 1), names=("x",)), models=models)
+    steps = plan(BASE, new, SERVED).steps()
+    assert [step.act for step in steps] == [Act.SET, Act.START, Act.END, Act.LISTEN]
+    assert [change.setting for change in steps[-1].changes] == ["listen.http"]
 
 
 def test_a_model_that_could_not_be_served_is_tried_again_unless_it_is_refused_again() -> None:

@@ -85,7 +85,12 @@ class AdminApi:
     async def status(self, request: web.Request) -> web.Response:
         rollouts = [rollout.body() for rollout in self._status.rollouts()]
         return answer(
-            self._status.health() | {"replicas": self._status.replicas(), "rollouts": rollouts}
+            self._status.health()
+            | {
+                "replicas": self._status.replicas(),
+                "rollouts": rollouts,
+                "change": self._status.change(),
+            }
         )
 
     async def admin_models(self, request: web.Request) -> web.Response:

@@ -94,8 +94,7 @@ class ConfigApi:
         return await self._begun(request, asked, Why.ROLLBACK)
 
     async def change(self, request: web.Request) -> web.Response:
-        change = self._reconfiguration.change
-        return answer(None if change is None else change.body())
+        return answer(self._reconfiguration.shown())
 
     async def revisions(self, request: web.Request) -> web.Response:
         kept = await asyncio.to_thread(self._history.all)

@@ -32,6 +32,7 @@ from hxd.daemon.supervise.supervisor import Supervisor
 class Status:
     """`refused`: models that can't be served as configured. `instead`: why models are served by
     another version than they should be. `plugins`: why plugins in use would be refused now.
+    `change`: the change of the configuration that runs, or the last one.
     `draining` is set by the run loop."""
 
     live: Live
@@ -46,6 +47,7 @@ class Status:
     draining: bool = False
     rollouts: Callable[[], list[Rollout]] = list
     kept_for: Callable[[str], float | None] = lambda model: None
+    change: Callable[[], dict[str, Any] | None] = lambda: None
     plugins: dict[str, str] = field(default_factory=dict)
     _alarms: Alarms = field(default_factory=Alarms)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -15,23 +16,32 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
 
 from hxd.config.live import Live
+from hxd.daemon.request.listener import Port
 from hxd.errors import CallerError, HxdError
 
 Render = Callable[[HxdError], web.Response]
 
 
 class Connection(RequestHandler):
-    """`header_time`: seconds in which a request's headers must be complete."""
+    """`header_time`: seconds in which a request's headers must be complete. `port`: what it came
+    through; None is the admin socket."""
 
-    __slots__ = ("_header_time", "_header_timer", "_render")
+    __slots__ = ("_header_time", "_header_timer", "_render", "port")
 
     def __init__(
-        self, manager: web.Server, *, header_time: float, render: Render, **settings: Any
+        self,
+        manager: web.Server,
+        *,
+        header_time: float,
+        render: Render,
+        port: Port | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__(manager, **settings)
         self._header_time = header_time
         self._header_timer: asyncio.TimerHandle | None = None
         self._render = render
+        self.port = port
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -83,6 +93,15 @@ class Connection(RequestHandler):
         return response
 
 
+async def part(request: web.Request, response: web.StreamResponse) -> None:
+    """Signal of aiohttp, just before headers go out: the last answer on a connection whose port is
+    closed says that it is the last."""
+    protocol = request.protocol
+    if isinstance(protocol, Connection) and protocol.port is not None and protocol.port.leaving:
+        response.headers["Connection"] = "close"
+        response.force_close()
+
+
 class ConnectionRunner(web.AppRunner):
     """An aiohttp runner whose connections are `Connection`s, each with the limits that hold when it
     begins."""
@@ -102,14 +121,23 @@ class ConnectionRunner(web.AppRunner):
         server.live, server.render = self._live, self._render
         return server
 
+    def through(self, port: Port) -> Callable[[], Connection]:
+        """Makes the connections of one port, once the runner is set up."""
+        assert isinstance(self.server, _Server)
+        return partial(self.server.connection, port)
+
 
 class _Server(web.Server):
     live: Live
     render: Render
 
     def __call__(self) -> Connection:
+        return self.connection(None)
+
+    def connection(self, port: Port | None) -> Connection:
         return Connection(
             self,
+            port=port,
             loop=self._loop,
             header_time=self.live.limits.header_time,
             render=self.render,

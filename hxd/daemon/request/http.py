@@ -21,7 +21,7 @@ from hxd.config.live import Live
 from hxd.config.settings import LARGEST_BODY
 from hxd.daemon.admin.metrics import Metrics
 from hxd.daemon.request import generate, reply
-from hxd.daemon.request.identify import Keys, Role, check_origin, identify
+from hxd.daemon.request.identify import Keys, Role, check_origin, identify, on_loopback
 from hxd.errors import CallerError, HxdError
 
 log = logging.getLogger("hxd.request")
@@ -141,13 +141,18 @@ class Front:
 
     def _identify(self, request: web.Request, entry: Entry | None) -> None:
         check_origin(request.headers, self._allowed())
-        if not self._live.config.auth.required:
+        if not self._asks_for_keys(request):
             return
         if entry is None:
             # Whether a path exists is not for strangers to learn; any valid key may.
             identify(request.headers, self._keys, None)
         elif entry.role is not None:
             request["key"] = identify(request.headers, self._keys, entry.role)
+
+    def _asks_for_keys(self, request: web.Request) -> bool:
+        """Without keys, nobody but who has come over loopback: a connection outlives the address
+        where it began."""
+        return self._live.config.auth.required or not on_loopback(request.protocol.sockname)
 
     def _allowed(self) -> frozenset[str]:
         """Names by which clients may call the box."""
@@ -159,7 +164,7 @@ class Front:
 
     def may_see_detail(self, request: web.Request) -> bool:
         """Whether an open route may say more than yes or no."""
-        if not self._live.config.auth.required:
+        if not self._asks_for_keys(request):
             return True
         try:
             identify(request.headers, self._keys, None)

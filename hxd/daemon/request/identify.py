@@ -12,7 +12,7 @@ import ipaddress
 import re
 from collections.abc import Collection
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from hxd.errors import CallerError, Forbidden, Unauthorized
 
@@ -67,6 +67,19 @@ def _key(headers: Headers) -> str:
     if api_key:
         return api_key[0].strip()
     raise Unauthorized('A key is needed: send "Authorization: Bearer KEY" or "x-api-key: KEY".')
+
+
+def on_loopback(place: str | tuple[Any, ...] | None) -> bool:
+    """Whether a connection with this local address, as `getsockname` has it, can't have come from
+    another machine. None is one that is gone."""
+    if place is None or isinstance(place, str):
+        return place is not None
+    return _loopback(place[0])
+
+
+@lru_cache(maxsize=64)
+def _loopback(host: str) -> bool:
+    return ipaddress.ip_address(host).is_loopback
 
 
 def check_origin(headers: Headers, allowed: Collection[str]) -> None:
