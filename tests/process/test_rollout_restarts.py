@@ -133,6 +133,38 @@ async def test_what_was_swapped_stays_over_restarts_and_so_does_the_way_back(
         assert status == 409
 
 
+async def test_clients_keep_their_version_when_the_daemon_dies_in_a_trial(config: Path) -> None:
+    async def met(daemon: Daemon) -> list[str]:
+        found = []
+        for number in range(24):
+            status, answer, _ = await post(daemon.url + CHAT, chat(BIRD, f"client {number}"))
+            assert status == 200, answer
+            found.append(answer["choices"][0]["message"]["content"].split()[0])
+        return found
+
+    async with running(config) as daemon:
+        trial = await begin(daemon, BIRD, None, plugin=f"{PLUGIN}@2.0", canary=0.5, time=600)
+        await when(daemon, trial, lambda row: row["phase"] == "trial")
+        before = await met(daemon)
+        killed(daemon)
+        await daemon.ended()
+    async with running(config) as daemon:
+        await when(daemon, trial, lambda row: row["phase"] == "trial")
+        assert set(before) == {"1.0", "2.0"}
+        assert await met(daemon) == before
+
+
+async def test_a_daemon_that_is_stopped_in_order_is_no_failed_attempt(config: Path) -> None:
+    async with running(config) as daemon:
+        trial = await begin(daemon, BIRD, None, plugin=f"{PLUGIN}@2.0", canary=0.5, time=600)
+        await when(daemon, trial, lambda row: row["phase"] == "trial")
+        assert await daemon.stop() == 0
+    for _ in range(3):
+        async with running(config) as daemon:
+            await when(daemon, trial, lambda row: row["phase"] == "trial")
+            assert await daemon.stop() == 0
+
+
 async def test_a_rollout_that_was_cut_off_again_and_again_is_given_up(config: Path) -> None:
     asked = {"plugin": f"{PLUGIN}@6.0"}
     async with running(config) as daemon:

@@ -24,8 +24,9 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """A rollout as it was asked for. `share`, 0 to 1, of the clients get the new release for
     `seconds`, until at least `at_least` requests of it are seen; None swaps at once. `compare`: two
     versions stay side by side, and nothing is decided. `mode` is `auto`, `availability` or
-    `resource`. `began` is in Unix seconds, `attempts` counts daemons that have tried. `back`: to
-    what was before. `blame`: what serves now is not to be kept. `fresh`: the configuration has
+    `resource`. `id` is the rollout's, and deals its clients, over restarts too. `began` is in
+    Unix seconds, `attempts` counts daemons that have ended in it by surprise. `back`: to what was
+    before. `blame`: what serves now is not to be kept. `fresh`: the configuration has
     changed, and what was before is no longer to be had. `again`: by workers of its own, though it
     is what serves."""
 
@@ -37,6 +38,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     compare: bool = False
     mode: str = "auto"
     by_conversation: bool = False
+    id: str = ""
     began: float = 0.0
     attempts: int = 0
     back: bool = False

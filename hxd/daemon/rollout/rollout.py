@@ -53,6 +53,9 @@ class Rollout:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     pushed: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def __post_init__(self) -> None:
+        self.id = self.ask.id or self.id
+
     @property
     def model(self) -> str:
         return self.ask.model

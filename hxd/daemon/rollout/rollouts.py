@@ -90,7 +90,7 @@ class Rollouts:
                     status=409,
                     code="already_served",
                 )
-            ask = msgspec.structs.replace(ask, began=rollout.began)
+            ask = msgspec.structs.replace(ask, id=rollout.id, began=rollout.began)
             rollout.ask = ask
             await self.ledger.write(ask.model, pending=ask)
         except BaseException:
@@ -192,7 +192,12 @@ class Rollouts:
                 await self.effects.label(source)
 
     async def aclose(self) -> None:
-        """The daemon ends; what runs is taken up by the next one."""
+        """The daemon ends; what runs is taken up by the next one, which need not fear it."""
+        for model, rollout in self._running.items():
+            pending = self.ledger.of(model).pending
+            if pending is not None and pending.id == rollout.id:
+                calm = msgspec.structs.replace(pending, attempts=max(0, pending.attempts - 1))
+                await self.ledger.write(model, pending=calm)
         await self.effects.aclose()
 
     # Parts that other parts of the daemon need
