@@ -14,6 +14,8 @@ PLUGIN = "convert"
 # Private memory in bytes: a vocabulary of 262,144 tokens and its merges take half a GiB as Python
 # objects, and a tensor is at work a few MiB at a time.
 MEMORY = 3 << 30
+# Seconds: 400 GB on a disk that writes 20 MB/s.
+DEADLINE = 20_000.0
 
 
 async def convert(
@@ -26,4 +28,4 @@ async def convert(
 ) -> list[str]:
     """Where the file differs from its source. As `errand.run`; raises `ErrandError`."""
     order = wire.Convert(str(source), str(target), str(name), weights)
-    return await errand.run(plugin, order, told, MEMORY, aside=True)
+    return await errand.run(plugin, order, told, MEMORY, aside=True, deadline=DEADLINE)

@@ -15,7 +15,7 @@ from hxd.daemon.supervise.process import Program, WorkerProcess, describe_exit
 from hxd.daemon.supervise.workers import PrepareError
 from hxd.errors import Fault
 
-DEADLINE = 3600.0
+DEADLINE = 3600.0  # seconds
 LAST_WORDS = 2.0
 Told = Callable[[float, str], None]
 
@@ -36,6 +36,7 @@ async def run(
     memory_limit: int | None = None,
     *,
     aside: bool = False,
+    deadline: float = DEADLINE,
 ) -> list[str]:
     """What the worker notes. The order's target is whole by its header when this returns, and in
     the page cache; what is there when it raises `ErrandError` or is cancelled is nothing yet.
@@ -49,7 +50,7 @@ async def run(
     try:
         if aside:
             prioritize(worker.pid, LOW)
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(deadline):
             await owner.hello.wait()
             worker.link.send(order)
             code = await worker.wait()
@@ -57,7 +58,7 @@ async def run(
             # Its last words may still be on the way.
             await asyncio.wait_for(owner.ended.wait(), LAST_WORDS)
     except TimeoutError:
-        raise ErrandError(f"it took over {DEADLINE:g} s") from None
+        raise ErrandError(f"it took over {deadline:g} s") from None
     finally:
         worker.kill()
         await worker.wait()
