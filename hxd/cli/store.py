@@ -76,7 +76,8 @@ class Online:
         job = follow(self.client, job)
         if job["state"] != "done":
             error = job["error"] or {}
-            fail(error.get("message") or f"the {kind} was {job['state']}", EXIT_ERROR)
+            code = exit_code(error.get("status", 0)) if job["state"] == "failed" else EXIT_ERROR
+            fail(error.get("message") or f"the {kind} was {job['state']}", code)
         result: Body = job["result"]
         return result
 

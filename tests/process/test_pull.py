@@ -686,6 +686,31 @@ def test_a_server_that_never_ends_does_not_fill_the_disk(
         plain(server, tmp_path, medium=SmallDisk(free=100), limits=replace(QUICK, reserve=101))
 
 
+def test_a_file_of_unknown_length_leaves_the_reserve_to_the_last_byte(
+    server: LyingServer, tmp_path: Path
+) -> None:
+    class Shrinking(SmallDisk):
+        def write(self, descriptor: int, data: bytes, at: int) -> None:
+            super().write(descriptor, data, at)
+            self.free -= len(data)
+
+    server.always(PATH, lie.close_delimited, "probe")
+    server.always(PATH, lie.close_delimited)
+    disk = Shrinking(free=20_000)
+    # What is there is written down once a day: the disk is looked at all the same.
+    seldom = replace(QUICK, reserve=5000, save_seconds=86400)
+    with pytest.raises(StoreBroken, match="does not say how long"):
+        plain(server, tmp_path, medium=disk, limits=seldom)
+    assert disk.free >= 5000
+
+
+def test_a_connection_that_is_refused_is_told_in_the_systems_words(tmp_path: Path) -> None:
+    with LyingServer() as server:
+        url = server.url + PATH
+    with pytest.raises(SourceFailed, match=r"can't connect to 127\.0\.0\.1: Connection refused;"):
+        plain(server, tmp_path, text=url)
+
+
 def test_progress_is_told_and_ends_with_everything(server: LyingServer, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     plain(server, tmp_path, work=Work(lambda *step: seen.append(step)))

@@ -23,8 +23,10 @@ from hxd.daemon.store.faults import (
     StoreBroken,
     StoreError,
 )
+from hxd.daemon.store.labels import Labels
 from hxd.daemon.store.library import Library
-from hxd.daemon.store.reference import Reference
+from hxd.daemon.store.reference import ModelName, Reference
+from hxd.daemon.store.seed import bring_back
 from hxd.daemon.store.work import Work
 from tests import legacy, tiny
 from tests.support import ROOT
@@ -327,6 +329,16 @@ def test_a_full_disk_is_said_so_before_the_copy_and_while_it_goes_on(tmp_path: P
                 act()
         (disk / "filler").unlink()
         assert sorted(disk.rglob("*")) == before
+        (disk / "filler").write_bytes(b"\0" * (os.statvfs(disk).f_bavail * 4096))
+        # What makes room has to work without any.
+        library.remove("hxd-demo", 1)
+        Library(disk / "store").prepare()
+        assert library.versions("hxd-demo") == [2]
+        (disk / "filler").write_bytes(b"\0" * (os.statvfs(disk).f_bavail * 4096))
+        library.remove_model("hxd-demo")
+        assert library.labelled(ModelName("hxd-demo")) == Labels(3)
+        (disk / "filler").unlink()
+        bring_back(library, [1, 2])
         assert library.verify() == [] and library.labels("hxd-demo") == {"stable": 2}
     finally:
         subprocess.run(["umount", disk], check=True)

@@ -155,7 +155,7 @@ class _Doctor:
             trouble,
             False,
             f"what was left is in {lies}; import its files again (hxctl model import PATH --name "
-            f"{name}), or run hxctl restore with a backup that has it",
+            f"{name}), or run hxctl model restore with a backup that has it",
         )
 
     def _bring_version(self, name: ModelName, number: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import os
 import secrets
 import threading
@@ -326,10 +327,14 @@ class Library(Shelf):
 
     def save_labels(self, name: ModelName, labels: Mapping[str, int], next: int = 1) -> None:
         """All of them at once. The number of the next version never goes down."""
+        known = None
         with contextlib.suppress(Corrupt):  # Replacing it is what mends it.
-            next = max(next, self.labelled(name).next)
+            known = self.labelled(name)
+            next = max(next, known.next)
         saved = Labels(max(next, self._next(name, Labels())), dict(labels))
         file = self.folder(name) / labelling.FILE
+        if saved == known and file.exists():
+            return
         disk.write_atomic(file, labelling.write(saved), self.workspaces.folder)
 
     def remove(
@@ -345,13 +350,14 @@ class Library(Shelf):
         model = ModelName(name)
         with guarded(f"remove {model}@{number}"):
             space = self.workspace("removed")
+            written = True
             try:
                 with self.writing:
                     version = self.version(model, number)
                     if variant is None:
                         self._refuse_used(version, keep)
-                        self._not_again(model, [number])
-                        self.save_labels(model, self.labelled(model).labels)
+                        labels = self.labelled(model)
+                        written = self._gone(model, [number], labels)
                         disk.move(version.folder, space / str(number))
                     else:
                         folder, _ = version.part(variant)
@@ -363,6 +369,8 @@ class Library(Shelf):
                         disk.move(folder, space / variant)
             finally:
                 self.drop(space)
+            if not written:
+                self._write_gone(model, [number], labels)
 
     def remove_model(self, name: str, *, keep: Collection[int] = ()) -> None:
         """All versions with their labels and golden prompts. Raises `Conflict` where one is in
@@ -377,18 +385,32 @@ class Library(Shelf):
             space = self.workspace("removed")
             try:
                 with self.writing:
-                    self._not_again(model, numbers)
-                    self.save_labels(model, {})
+                    unlabelled = Labels(self._next(model, Labels()))
+                    written = self._gone(model, numbers, unlabelled)
                     for number in numbers:
                         disk.move(self.folder(model) / str(number), space / str(number))
                     (self.folder(model) / GOLDEN).unlink(missing_ok=True)
             finally:
                 self.drop(space)
+            if not written:
+                self._write_gone(model, numbers, unlabelled)
 
-    def _not_again(self, model: ModelName, numbers: Iterable[int]) -> None:
-        """Before they go: a crash in between must not bring them back."""
-        if model == demo.NAME:
-            self.unseeded.add(set(numbers) & set(demo.numbers()))
+    def _gone(self, model: ModelName, numbers: Iterable[int], left: Labels) -> bool:
+        """Written before they go: a crash in between must not bring them back, nor their numbers.
+        False on a disk so full that they have to go first."""
+        try:
+            self._write_gone(model, numbers, left)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return False
+        return True
+
+    def _write_gone(self, model: ModelName, numbers: Iterable[int], left: Labels) -> None:
+        with self.writing:
+            if model == demo.NAME:
+                self.unseeded.add(set(numbers) & set(demo.numbers()))
+            self.save_labels(model, left.labels, left.next)
 
     # Judging what is there
 
@@ -548,9 +570,14 @@ class Library(Shelf):
         name, number = version.name, version.number
         pointing = sorted(label for label, at in self.labels(name).items() if at == number)
         if pointing:
+            alone = len(self.versions(name)) == 1
             raise Conflict(
-                f"{version} is labelled {', '.join(pointing)}; hxctl label {name} {pointing[0]} "
-                "VERSION moves the label first"
+                f"{version} is labelled {', '.join(pointing)}; "
+                + (
+                    f"it is the only version: hxctl model rm {name} --all removes both"
+                    if alone
+                    else f"hxctl label {name} {pointing[0]} VERSION moves the label first"
+                )
             )
         if number in keep:
             raise Conflict(

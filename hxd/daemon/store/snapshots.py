@@ -138,7 +138,7 @@ def load(target: Path, id: str | None = None) -> Snapshot:
     """The newest one without `id`. Raises `NotThere`, and `Corrupt` when anything in it is off."""
     there = ids(target)
     if not there:
-        raise NotThere(f"no backup in {shown(str(target))}; hxctl backup makes one")
+        raise NotThere(f"no backup in {shown(str(target))}; hxctl model backup makes one")
     wanted = there[-1] if id is None else id
     if wanted not in there:
         raise NotThere(

@@ -130,6 +130,7 @@ class Part:
 
     def write(self, at: int, data: bytes) -> None:
         """Raises `StoreBroken`."""
+        self._keep_reserve(len(data))
         with guarded(self._writing):
             self._medium.write(self.descriptor, data, at)
         with self._lock:
@@ -148,16 +149,15 @@ class Part:
         finally:
             with self._lock:
                 self._saving = False
-        self._keep_reserve()
 
-    def _keep_reserve(self) -> None:
+    def _keep_reserve(self, wanted: int) -> None:
         """A server that never says how much there is may never stop sending."""
         if self.size is not None:
             return
         with guarded(f"find out how much room is left in {self._folder}"):
             room = self._medium.room(self._folder)
             kept = disk.reserve(self._folder, self._limits.reserve)
-        if room < kept:
+        if room < kept + wanted:
             raise StoreBroken(
                 f"only {size_text(room)} are left in {self._folder} and the server does not say "
                 "how long the file is; what arrived is kept: make room and pull again"

@@ -4,6 +4,7 @@ nothing of ranges or of the disk."""
 from __future__ import annotations
 
 import contextlib
+import os
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
@@ -181,6 +182,12 @@ async def open_web(
         yield Web(session, wanted, limits, clock, proxies)
 
 
+def _reason(error: aiohttp.ClientConnectorError) -> str:
+    """In the system's words; asyncio's own have the address once more, as a tuple."""
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else error.strerror or "no reason"
+
+
 @contextlib.contextmanager
 def _failures(name: str, proxy: Proxy | None) -> Iterator[None]:
     """What goes wrong below HTTP. aiohttp's own words may hold a whole URL, so they are not
@@ -196,14 +203,14 @@ def _failures(name: str, proxy: Proxy | None) -> Iterator[None]:
         raise SourceFailed(f"{name}: the server redirects to what is no URL") from None
     except aiohttp.ClientProxyConnectionError as error:
         raise Again(
-            f"{name}: can't connect to the proxy {error.host}:{error.port}: {error.strerror}"
+            f"{name}: can't connect to the proxy {error.host}:{error.port}: {_reason(error)}"
         ) from None
     except aiohttp.ClientHttpProxyError as error:
         raise refused_by_proxy(error.status, name, proxy) from None
     except aiohttp.ClientConnectorDNSError as error:
         raise Again(f"{name}: the name {error.host} is not found") from None
     except aiohttp.ClientConnectorError as error:
-        raise Again(f"{name}: can't connect to {error.host}: {error.strerror}") from None
+        raise Again(f"{name}: can't connect to {error.host}: {_reason(error)}") from None
     except aiohttp.ServerDisconnectedError:
         raise Again(f"{name}: the server closed the connection") from None
     except TimeoutError:
