@@ -174,7 +174,10 @@ def proxy(value: Any) -> str:
 
 
 def proxy_url(raw: str) -> str:
-    form = "write http://HOST:PORT or http://USER:PASSWORD@HOST:PORT"
+    form = (
+        "write http://HOST:PORT or http://USER:PASSWORD@HOST:PORT, where in user and password the "
+        "letters @ : / ? # % and what is not plain ASCII are percent-encoded"
+    )
     scheme, colon, _ = raw.partition("://")
     if not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         raise ValueError(f"not the URL of a proxy; {form}")
@@ -187,12 +190,10 @@ def proxy_url(raw: str) -> str:
     except ValueError:
         raise ValueError(f"not the URL of a proxy; {form}") from None
     if not raw.isascii() or not raw.isprintable() or " " in raw:
-        raise ValueError(f"what is not plain ASCII has to be percent-encoded; {form}")
+        raise ValueError(f"it holds other letters than a URL may; {form}")
     odd = parts.path.strip("/") or parts.query or parts.fragment or parts.netloc.count("@") > 1
     if odd or ":" in name:
-        raise ValueError(
-            f"{form}; of user and password the letters @ : / ? # % have to be percent-encoded"
-        )
+        raise ValueError(f"not the URL of a proxy; {form}")
     if not host:
         raise ValueError(f"there is no host in it; {form}")
     return raw

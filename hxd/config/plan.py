@@ -366,7 +366,10 @@ def _change(
     consequence: Consequence,
     setting: Field[Any] | None,
 ) -> Change:
-    old, new = (masked(key, value) if setting is None else value for value in pair)
+    # Of hxd's own settings a text may be a URL with a password; none is a secret as a whole.
+    old, new = (
+        masked(key, value) if setting is None or isinstance(value, str) else value for value in pair
+    )
     return Change(
         name, _plain(old), _plain(new), consequence, (_spell(old, setting), _spell(new, setting))
     )

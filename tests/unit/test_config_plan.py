@@ -26,6 +26,7 @@ from hxd.config.settings import (
     Memory,
     ModelSettings,
     Plugins,
+    Pull,
     RouteSettings,
 )
 from hxd.config.text_diff import diff
@@ -265,10 +266,14 @@ def test_no_secret_is_in_a_plan_or_a_diff_and_yet_a_changed_one_shows(old: str, 
     files = [{"hxd.toml": OPTIONS.format(value).encode()} for value in (old, new)]
     text = diff(*files)
     plans = [
-        replace(BASE, models={"a": ModelSettings(options=read["models"]["remote"]["options"])})
-        for read in (
-            tomllib.loads(files[0]["hxd.toml"].decode()),
-            tomllib.loads(OPTIONS.format(new)),
+        replace(
+            BASE,
+            pull=Pull(proxy=f"http://me:{value}@proxy.example:3128"),
+            models={"a": ModelSettings(options=read["models"]["remote"]["options"])},
+        )
+        for value, read in (
+            (old, tomllib.loads(files[0]["hxd.toml"].decode())),
+            (new, tomllib.loads(OPTIONS.format(new))),
         )
     ]
     found = plan(plans[0], plans[1], {"a": 1})

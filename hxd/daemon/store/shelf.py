@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from hxd.daemon.store import demo
 from hxd.daemon.store import labels as labelling
 from hxd.daemon.store import manifest as manifests
 from hxd.daemon.store import version as versioning
@@ -112,7 +113,7 @@ class Shelf:
         names = self.names()
         return NotThere(
             f"no model {shown(name)} in the store.{nearest(name, names)} "
-            f"There are: {_listed(names) or 'none'}; hxctl model import PATH --name {name} adds it",
+            f"There are: {_listed(names) or 'none'}; hxctl model import {_from(name)} adds it",
             param="name",
         )
 
@@ -161,6 +162,10 @@ def numbered(folder: Path) -> list[int]:
 
 def stable_label(label: str) -> bool:
     return Label(label) == STABLE
+
+
+def _from(name: str) -> str:
+    return "builtin:demo" if name == demo.NAME else f"PATH --name {name}"
 
 
 def _listed(items: list[int] | list[str]) -> str:
