@@ -12,6 +12,7 @@ _CURES = {
     errno.ENOSPC: "free some space (hxctl model rm NAME@VERSION, or see what df shows)",
     errno.EDQUOT: "the disk quota is used up; raise it or remove versions (hxctl model rm)",
     errno.EFBIG: "the file is larger than a limit allows (LimitFSIZE of the unit, ulimit -f)",
+    errno.ENOTDIR: "a file stands where a folder has to be; name another place",
     errno.EROFS: "the file system is mounted read-only, often after a fault; see dmesg",
     errno.EIO: "the disk fails; see dmesg, then run hxctl model doctor --backup FOLDER",
     errno.EACCES: "the daemon's user may not; hxctl model doctor may help, or chown to that user",

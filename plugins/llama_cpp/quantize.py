@@ -19,6 +19,9 @@ VARIANTS = (
     "q4_k_s", "iq4_xs", "iq4_nl", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
 )  # fmt: skip
 
+# Of what is quantized already, which would lose more than its name says.
+_REQUANTIZING = "requantizing"
+
 
 def quantize(
     source: Path,
@@ -50,4 +53,7 @@ def quantize(
     with native.heard(listen):
         status = llama_cpp.llama_model_quantize(*files, ctypes.byref(parameters))
     if status != 0:
-        raise RuntimeError(f"llama.cpp can't quantize {source.name}: {native.last_words()}")
+        words = native.last_words()
+        if _REQUANTIZING in words:
+            words += ". Quantize a version of the model with f16, bf16 or f32 weights"
+        raise RuntimeError(f"llama.cpp can't quantize {source.name}: {words}")

@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
 from hxd import wire
 from hxd.daemon.store import demo, plugins
 from hxd.daemon.supervise.process import Program, WorkerProcess
 from hxd.daemon.supervise.quantizer import quantize
+from hxd.daemon.supervise.workers import PrepareError
 from tests.support import Owner, ping
 
 SLOTS = 4
@@ -140,3 +142,7 @@ async def test_a_worker_that_quantizes_tells_how_far_it_is(tmp_path: Path) -> No
     assert (told[0], told[-1]) == (0.0, 1.0)
     # A share for nearly each of its 39 tensors.
     assert len({round(share, 3) for share in told}) > 20
+    with pytest.raises(PrepareError, match="Quantize a version of the model with f16"):
+        await quantize(
+            plugin, tmp_path / "q.gguf", tmp_path / "r.gguf", "q4_0", lambda share, note: None
+        )

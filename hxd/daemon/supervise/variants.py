@@ -70,7 +70,7 @@ class Variants:
         part = target.with_suffix(TEMPORARY)
 
         def told(share: float, note: str) -> None:
-            replica.note = f"{note} {share:.0%}"
+            replica.note = f"{note} {share:.0%}" if share else note
 
         await quantize(source.plugin, file, part, source.variant, told)
         await asyncio.to_thread(_publish, part, target)
