@@ -155,6 +155,8 @@ def _change(
             click.echo(f"edited by hand and never applied:\n{plan['edits']}", err=True)
         if not yes and sys.stdin.isatty():
             click.confirm("Apply this?", abort=True, err=True)
+        # What was shown is what is applied, though somebody writes there meanwhile.
+        asked = asked | {"expected": plan["sha256"]}
     body = asked | {"watch": watch, "force": force}
     _follow(client, _call(client, "POST", f"{CONFIG}/{what}", body))
 
@@ -162,15 +164,15 @@ def _change(
 def _candidate(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
-    from hxd.config.files import read, snapshot
-    from hxd.config.load import MAIN
+    from hxd.config.files import snapshot
+    from hxd.config.load import MAIN, read
 
     try:
         if path.is_dir():
             files, at = snapshot(path / MAIN), path / MAIN
         else:
             # A file may lie beside a conf.d that has nothing to do with it.
-            files, at = {MAIN: read(path)}, path
+            files, at = {MAIN: read(path, wait=True)}, path
         texts = {}
         for name, data in files.items():
             try:
@@ -226,7 +228,7 @@ def _follow(client: Client, change: dict[str, Any]) -> None:
             shown = _say_steps(client, change, shown)
             status.update(change["phase"])
             time.sleep(POLL)
-            change = client.call("GET", f"{CONFIG}/change") or {}
+            change = client.call("GET", f"{CONFIG}/change?began={began!r}") or {}
             if change.get("began") != began:
                 fail("the daemon knows nothing of this change any more", EXIT_ERROR)
     _say_steps(client, change, shown)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from hxd.config.load import FOLDER, MAIN, MAX_FILE
+from hxd.config.load import FOLDER, MAIN, read
 from hxd.errors import ConfigError
 
 
@@ -39,7 +39,7 @@ def stage(candidate: Path, origin: Path) -> dict[str, bytes]:
     if candidate.is_dir():
         return snapshot(candidate / MAIN)
     # A file may well lie in a folder with a conf.d that has nothing to do with it.
-    return snapshot(origin) | {MAIN: read(candidate)}
+    return snapshot(origin) | {MAIN: read(candidate, wait=True)}
 
 
 def as_called(
@@ -57,15 +57,3 @@ def as_called(
 
 def _place(main: Path, name: str) -> Path:
     return main if name == MAIN else main.parent / name
-
-
-def read(file: Path) -> bytes:
-    """Raises `ConfigError` for what can't be read, or is larger than a configuration may be."""
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_FILE + 1)
-    except OSError as error:
-        raise ConfigError([f"{file}: can't be read: {error.strerror}"]) from None
-    if len(data) > MAX_FILE:
-        raise ConfigError([f"{file}: larger than {MAX_FILE} bytes"])
-    return data

@@ -96,7 +96,7 @@ class History:
         """
         if wrong := misnamed(files):
             raise CannotKeep(f"can't keep this configuration: {'; '.join(wrong)}")
-        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
+        hashes = digests(files)
         kept = self.all()
         if kept and kept[-1].sha256 == hashes and kept[-1].outcome is not Outcome.ROLLED_BACK:
             with contextlib.suppress(DamagedRevision):
@@ -148,6 +148,11 @@ class History:
         with self._keeping():
             durable.replace(self._place(number) / _ENTRY, _encoded(settled))
         return settled
+
+    def last_applied(self) -> Revision | None:
+        """The newest one that was applied, though its files may be damaged by now."""
+        applied = (one for one in reversed(self.all()) if one.outcome is Outcome.APPLIED)
+        return next(applied, None)
 
     def last_good(self, before: int | None = None) -> Revision | None:
         """The newest one that was applied, is whole, and comes before `before`."""
@@ -231,6 +236,10 @@ class History:
                 "can't keep the history of the configuration: "
                 f"{durable.refusal(error, self._folder)}"
             ) from None
+
+
+def digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
 
 
 def _encoded(revision: Revision) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hxd.config import kinds
+from hxd.config.masking import visible
 from hxd.config.settings import SECTIONS, Config, ModelSettings, RouteSettings
 from hxd.errors import ConfigError, nearest
 
@@ -36,7 +39,8 @@ class _Findings:
             file = self.origin.get(".".join(parts))
             parts.pop()
         where = f"{file or self.main}: {key}: " if key else f"{file or self.main}: "
-        self.lines.append(where + what)
+        # A key may have any character in it, and a finding is one line.
+        self.lines.append(visible(where + what))
 
 
 def load(path: Path) -> Config:
@@ -90,12 +94,31 @@ def _combine(
 
 def _read(file: Path, findings: _Findings) -> dict[str, Any]:
     try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_FILE + 1)
-    except OSError as error:
-        findings.add("", f"can't be read: {error.strerror}", file)
+        data = read(file)
+    except ConfigError as error:
+        findings.lines += error.findings
         return {}
     return _parse(data, file, findings)
+
+
+def read(file: Path, *, wait: bool = False) -> bytes:
+    """At most `MAX_FILE` bytes. `wait`: also of what is no file, such as a pipe that somebody
+    writes into. Raises `ConfigError`."""
+    try:
+        with open(file, "rb", opener=None if wait else _at_once) as stream:
+            if not wait and not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise ConfigError([visible(f"{file}: can't be read: not a regular file")])
+            data = stream.read(MAX_FILE + 1)
+    except OSError as error:
+        raise ConfigError([visible(f"{file}: can't be read: {error.strerror}")]) from None
+    if len(data) > MAX_FILE:
+        raise ConfigError([visible(f"{file}: larger than {MAX_FILE} bytes")])
+    return data
+
+
+def _at_once(path: str, flags: int) -> int:
+    """A pipe that nobody writes into would keep the daemon waiting for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _parse(data: bytes, file: Path, findings: _Findings) -> dict[str, Any]:
@@ -152,7 +175,7 @@ def _build(path: Path, raw: dict[str, Any], findings: _Findings) -> Config:
             findings.add(name, f"expected a table, found {kinds.found(table)}")
     models = _models(raw.get("models", {}), findings)
     routes = _routes(raw.get("routes", {}), models, findings)
-    config = Config(origin=path, models=models, routes=routes, **values)
+    config = Config(origin=path, models=models, routes=routes, places=findings.origin, **values)
     if "auth" in values and "listen" in values:
         _check_open(config, findings)
     return config

@@ -6,7 +6,7 @@ generated from these declarations by `scripts/config-docs`, and a test compares 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -308,7 +308,8 @@ class RouteSettings:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole, valid configuration. `origin` is the file that `--config` named."""
+    """A whole, valid configuration. `origin` is the file that `--config` named, and `places` are
+    the files where keys stand, by their paths."""
 
     origin: Path
     listen: Listen = field(default_factory=Listen)
@@ -321,6 +322,16 @@ class Config:
     log: Log = field(default_factory=Log)
     models: dict[str, ModelSettings] = field(default_factory=dict)
     routes: dict[str, RouteSettings] = field(default_factory=dict)
+    places: Mapping[str, Path] = field(default_factory=dict, compare=False, repr=False)
+
+    def at(self, key: str) -> str:
+        """`FILE: key.path`, with the file that says most of the path."""
+        parts = key.split(".")
+        while parts:
+            if file := self.places.get(".".join(parts)):
+                return f"{file}: {key}"
+            parts.pop()
+        return f"{self.origin}: {key}"
 
 
 SECTIONS: dict[str, type[Any]] = {

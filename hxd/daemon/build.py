@@ -127,7 +127,7 @@ class Inspection:
 
     def findings(self, config: Config) -> list[str]:
         return [
-            f"{config.origin}: models.{name}.{error.key}: {error}"
+            f"{config.at(f'models.{name}.{error.key}')}: {error}"
             for name, error in {**self.refused, **self.instead}.items()
         ]
 
@@ -390,7 +390,7 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         try:
             await listener.move(config.listen.http)
         except CannotListen as error:
-            raise ConfigError([f"{config.origin}: listen.http: {error}"]) from None
+            raise ConfigError([f"{config.at('listen.http')}: {error}"]) from None
         yield Daemon(
             config,
             supervisor,

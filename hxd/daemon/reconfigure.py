@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from hxd.clock import Clock
 from hxd.conditions import TABLE, Condition, Severity
 from hxd.config import Config
 from hxd.config.files import snapshot
-from hxd.config.history import History, Outcome, Revision, Why
+from hxd.config.history import DamagedRevision, History, Outcome, Revision, Why, digests
 from hxd.config.install import install
 from hxd.config.live import Live
 from hxd.config.load import load_as
@@ -41,6 +42,7 @@ Files = Mapping[str, bytes]
 # Below the state folder.
 HISTORY = "config-history"
 RETRY_AFTER = 2.0  # seconds
+PAST = 20  # changes that can still be asked for
 
 
 class BadConfig(CallerError):
@@ -66,11 +68,12 @@ OVER = (Phase.APPLIED, Phase.ROLLED_BACK, Phase.REFUSED)
 class Candidate:
     """Files that somebody proposes: a whole configuration, or with `whole` false some of its files,
     and the others as they lie there. `files` None is what lies there. `forced`: instead of what was
-    edited there and never applied."""
+    edited there and never applied. `expected` are the sha256 of what it must come to."""
 
     files: Files | None = None
     whole: bool = True
     forced: bool = False
+    expected: Mapping[str, str] | None = None
 
     def beside(self, present: Files) -> Files:
         if self.files is None:
@@ -179,6 +182,7 @@ class Reconfiguration:
         self.change: Change | None = None
         self._task: asyncio.Task[None] | None = None
         self._next: asyncio.Task[Proposal] | None = None
+        self._past: deque[Change] = deque(maxlen=PAST)
         # What is on record for the next daemon.
         self._unfinished: Unfinished | None = None
 
@@ -188,8 +192,13 @@ class Reconfiguration:
 
     # Looking
 
-    def shown(self) -> dict[str, Any] | None:
-        return None if self.change is None else self.change.body()
+    def shown(self, began: float | None = None) -> dict[str, Any] | None:
+        """The change that runs, or the last one; or the one that began then (Unix seconds), for
+        whoever follows it while others come after."""
+        found = self.change
+        if began is not None:
+            found = next((one for one in self._past if one.began == began), None)
+        return None if found is None else found.body()
 
     async def on_disk(self) -> Files:
         """Raises `BadConfig`."""
@@ -202,8 +211,12 @@ class Reconfiguration:
         """The newest revision that was applied, and its files; else what lies on the disk."""
         history = self._means.history
         good = await asyncio.to_thread(history.last_good)
-        if good is None:
-            return None, await self.on_disk()
+        last = await asyncio.to_thread(history.last_applied)
+        if good is None or (last is not None and last.number != good.number):
+            # What is kept of the last one is damaged; where it lies it may still be whole.
+            present = await self.on_disk()
+            if good is None or (last is not None and last.sha256 == digests(present)):
+                return last, present
         return good, await asyncio.to_thread(history.read, good.number)
 
     async def before(self, number: int | None) -> Files:
@@ -237,14 +250,14 @@ class Reconfiguration:
         except ConfigError as error:
             raise BadConfig(str(error)) from None
         findings = [
-            f"{config.origin}: models.{name}.{error.key}: {error}"
+            f"{config.at(f'models.{name}.{error.key}')}: {error}"
             for name, error in wrong.items()
             if not self._known(name, config)
         ]
         try:
             await means.listener.probe(config.listen.http)
         except CannotListen as error:
-            findings.append(f"{config.origin}: listen.http: {error}")
+            findings.append(f"{config.at('listen.http')}: {error}")
         if findings:
             raise BadConfig("\n".join(findings))
         _, good = await self.holding()
@@ -310,6 +323,7 @@ class Reconfiguration:
             )
         accepted = asyncio.get_running_loop().create_future()
         change = self.change = Change(why, who, self._means.clock.wall(), accepted)
+        self._past.append(change)
         self._task = asyncio.create_task(
             self._live(change, self._make(change, candidate or Candidate(), seconds)),
             name="reconfigure",
@@ -325,6 +339,7 @@ class Reconfiguration:
             leftover.why, leftover.who, leftover.began, asyncio.get_running_loop().create_future(),
             revision=leftover.revision,
         )  # fmt: skip
+        self._past.append(change)
         if leftover.record is None:
             self._told(change, "rolled_back", reason=leftover.reason)
             change.end(Phase.ROLLED_BACK, Worse(f"the change was taken back: {leftover.reason}"))
@@ -373,11 +388,17 @@ class Reconfiguration:
                 status=412,
                 code="config_edited",
             )
+        if candidate.expected is not None and candidate.expected != digests(proposal.files):
+            raise CallerError(
+                "the files have changed since the plan was shown; look at it once more",
+                status=412,
+                code="config_changed",
+            )
         means.steps.check_free(proposal.plan)
         try:
             await means.listener.hold(proposal.config.listen.http)
         except CannotListen as error:
-            raise BadConfig(f"{proposal.config.origin}: listen.http: {error}") from None
+            raise BadConfig(f"{proposal.config.at('listen.http')}: {error}") from None
         good, former = await self._way_back()
         revision = await asyncio.to_thread(
             means.history.record, proposal.files, change.why, change.who, means.clock.wall()
@@ -479,10 +500,15 @@ class Reconfiguration:
 
     async def _way_back(self) -> tuple[int, Files]:
         """The revision to go back to, and its files."""
+        history, now = self._means.history, self._means.clock.wall()
         good, former = await self.holding()
+        try:
+            if good is not None:
+                await asyncio.to_thread(history.read, good.number)
+        except DamagedRevision:
+            good = None
         if good is None:
             # The disk was full at the start, perhaps.
-            history, now = self._means.history, self._means.clock.wall()
             good = await asyncio.to_thread(history.record, former, Why.START, "start", now)
             await asyncio.to_thread(history.settle, good.number, Outcome.APPLIED)
         return good.number, former

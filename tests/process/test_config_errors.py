@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,33 @@ def test_a_model_in_two_files_is_reported_with_both(tmp_path: Path) -> None:
     code, stderr = check(tmp_path, "[models.x]\nplugin = 'echo'")
     assert code == 78
     assert "more.toml: models.x: declared twice; it stands in" in stderr
+
+
+def test_a_fault_is_told_of_the_file_where_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    more = tmp_path / "conf.d/more.toml"
+    more.write_text('[models.m]\nsource = "nowhere.gguf"\n')
+    config = write_config(tmp_path, echo())
+    said = run_hxd("check", "--config", str(config)).stderr
+    assert said.startswith(f"{more}: models.m.source: no such file")
+
+
+def test_a_name_with_a_line_break_is_told_in_one_line(tmp_path: Path) -> None:
+    config = write_config(tmp_path, '[models."a\\n\\u001b[2Jb"]\nplugin = "echo"\n')
+    said = run_hxd("check", "--config", str(config)).stderr
+    assert said.startswith(f"{config}: models.a\\n\\x1b[2Jb: a model's name has")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_pipe_in_conf_d_keeps_nobody_waiting(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    pipe = tmp_path / "conf.d/pipe.toml"
+    os.mkfifo(pipe)
+    config = write_config(tmp_path, echo())
+    result = run_hxd("check", "--config", str(config))
+    assert (result.returncode, result.stderr) == (
+        78, f"{pipe}: can't be read: not a regular file\n",
+    )  # fmt: skip
 
 
 def test_files_in_conf_d_add_to_the_main_file(tmp_path: Path) -> None:

@@ -479,6 +479,55 @@ async def test_the_commands_check_compare_apply_and_go_back(tmp_path: Path) -> N
         assert (await said(daemon, "b")).startswith("404")
 
 
+async def test_who_follows_a_change_sees_its_end_though_another_one_comes_after(
+    tmp_path: Path,
+) -> None:
+    file = write_config(tmp_path, echo())
+    async with running(file) as daemon:
+        _, answer = await proposed(daemon, "apply", text(echo(queue=7)))
+        began = answer["began"]
+        assert (await over(daemon))["phase"] == "applied"
+        assert (await reloaded(daemon))["why"] == "reload"
+        for asked, found in ((began, 2), (1.5, None)):
+            _, change = await get(f"{daemon.url}/admin/v1/config/change?began={asked!r}")
+            assert (None if change is None else change["revision"]) == found
+        status, _ = await get(f"{daemon.url}/admin/v1/config/change?began=x")
+        assert status == 400
+
+
+async def test_what_was_shown_is_what_is_applied(tmp_path: Path) -> None:
+    file = write_config(tmp_path, echo())
+    async with running(file) as daemon:
+        write_config(tmp_path, echo(queue=7))
+        _, shown, _ = await post(daemon.url + "/admin/v1/config/check", {})
+        write_config(tmp_path, echo(queue=8))
+        body = {"expected": shown["sha256"], "watch": 0}
+        status, answer, _ = await post(daemon.url + "/admin/v1/config/apply", body)
+        assert (status, answer["error"]["code"]) == (412, "config_changed")
+        write_config(tmp_path, echo(queue=7))
+        status, answer, _ = await post(daemon.url + "/admin/v1/config/apply", body)
+        assert status == 202, answer
+        assert (await over(daemon))["phase"] == "applied"
+        assert (await settings(daemon, "echo"))["queue"] == 7
+
+
+async def test_a_damaged_history_makes_no_edits_of_what_was_applied(tmp_path: Path) -> None:
+    file = write_config(tmp_path, echo())
+    as_it_was = file.read_text()
+    async with running(file) as daemon:
+        assert (await applied(daemon, echo(queue=7)))["phase"] == "applied"
+        holds = file.read_text()
+        kept = tmp_path / "state/config-history/000002/files/hxd.toml"
+        kept.write_text("damaged")
+        _, history = await get(daemon.url + "/admin/v1/config/history")
+        assert history["holds"] == 2
+        bad = echo("bad", options=BAD)
+        change = await applied(daemon, echo(queue=8) + bad)
+        assert change["phase"] == "rolled back", change
+        assert file.read_text() == holds != as_it_was
+        assert (await settings(daemon, "echo"))["queue"] == 7
+
+
 async def test_a_folder_is_a_whole_configuration(tmp_path: Path) -> None:
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d/b.toml").write_text(echo("b"))

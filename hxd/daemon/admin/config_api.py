@@ -10,6 +10,7 @@ import asyncio
 import pwd
 import socket
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from aiohttp import web
 
 from hxd.config import kinds
 from hxd.config.files import as_called
-from hxd.config.history import History, Revision, Why
+from hxd.config.history import History, Revision, Why, digests
 from hxd.config.live import Live
 from hxd.config.load import MAX_FILE
 from hxd.config.masking import masked_lines, visible
@@ -46,10 +47,12 @@ class Candidature(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 class Application(Candidature, forbid_unknown_fields=True, kw_only=True):
     """`watch` is for how long the box is looked at before the change counts as good; `force` lets
-    edits on the disk be overwritten that were never applied."""
+    edits on the disk be overwritten that were never applied. `expected` are the sha256 of the files
+    that there must be, as a check or a diff has said."""
 
     watch: float | str = WATCH
     force: bool = False
+    expected: dict[str, str] | None = None
 
 
 class ConfigApi:
@@ -94,7 +97,11 @@ class ConfigApi:
         return await self._begun(request, asked, Why.ROLLBACK)
 
     async def change(self, request: web.Request) -> web.Response:
-        return answer(self._reconfiguration.shown())
+        began = request.query.get("began")
+        try:
+            return answer(self._reconfiguration.shown(None if began is None else float(began)))
+        except ValueError:
+            raise CallerError(f"began: {began!r} is not a number of seconds") from None
 
     async def revisions(self, request: web.Request) -> web.Response:
         kept = await asyncio.to_thread(self._history.all)
@@ -128,8 +135,10 @@ class ConfigApi:
         except ValueError as error:
             raise CallerError(f"watch: {error}", param="watch") from None
         try:
+            candidate = await self._candidate(asked, asked.force)
+            candidate = replace(candidate, expected=asked.expected)
             change = await self._reconfiguration.begin(
-                why, _who(request), await self._candidate(asked, asked.force), seconds=seconds
+                why, _who(request), candidate, seconds=seconds
             )
         except BadConfig as error:
             raise self._as_called(error, asked) from None
@@ -174,6 +183,7 @@ def _shown(proposal: Proposal) -> dict[str, Any]:
         "plan": proposal.plan.body(),
         "lines": proposal.plan.lines(),
         "edited": list(proposal.edited),
+        "sha256": digests(proposal.files),
     }
 
 
