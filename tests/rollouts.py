@@ -293,6 +293,8 @@ class Clients:
             self.seen.wrong.append(f"{status} {answer}")
             return
         texts = [choice["message"]["content"] for choice in answer["choices"]]
+        if len(texts) == 1 and "versions" in answer["hxd"]:
+            self.seen.wrong.append(f"nobody had seen any of it, and it is mixed: {answer['hxd']}")
         self._judge(texts, right, version_of(headers), answer["hxd"])
 
     async def _posts(self, path: str, body: Body) -> None:

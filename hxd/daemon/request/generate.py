@@ -181,9 +181,8 @@ class Generation:
         first = await anext(pieces)
         response = web.StreamResponse(headers={**SSE_HEADERS, **_headers(call)})
         shape = replace(work.shape, model=call.served.source.name)
-        chunks = reply.Chunks(
-            shape, usage, with_usage=work.with_usage, disclose=partial(_disclosed, call)
-        )
+        disclose = partial(_disclosed, call, call.served)
+        chunks = reply.Chunks(shape, usage, with_usage=work.with_usage, disclose=disclose)
         try:
             await response.prepare(request)
             try:
@@ -207,10 +206,11 @@ def _headers(call: Call) -> dict[str, str]:
     return {**call.served.headers(), "x-hxd-replica": ",".join(sorted(call.replicas))}
 
 
-def _disclosed(call: Call) -> dict[str, Any]:
+def _disclosed(call: Call, headed: Served | None = None) -> dict[str, Any]:
     """What is only known at the end of an answer: `model` and `replicas` are who has worked on it,
     which `x-hxd-model` and `x-hxd-replica` can't say of those who came later; `version` and
-    `variant` are those of the last one, and `versions` is there when they were several."""
+    `variant` are those of the last one, and `versions` is there when they were several, or when
+    the headers named another one, `headed`."""
     source = call.served.source
     said: dict[str, Any] = {
         "failovers": call.failovers,
@@ -219,9 +219,12 @@ def _disclosed(call: Call) -> dict[str, Any]:
         "variant": source.variant,
         "replicas": sorted(call.replicas),
     }
-    if len(call.releases) > 1:
+    releases = call.releases
+    if headed is not None and headed not in releases:
+        releases = [headed, *releases]
+    if len(releases) > 1:
         said["versions"] = [
-            f"{one.source.name}:{one.source.variant}@{one.source.version}" for one in call.releases
+            f"{one.source.name}:{one.source.variant}@{one.source.version}" for one in releases
         ]
     return said
 

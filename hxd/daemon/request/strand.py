@@ -169,15 +169,22 @@ class Strand:
     def _send(self, lease: Lease) -> None:
         replica = lease.replica
         order = self.order
-        order.id, order.resume = new_id(), list(self._told.tokens)
+        order.id, order.resume = new_id(), []
         self._lease = lease
         self._solitary = PROBATION if lease.alone else 0
         vocab = replica.loaded.vocab if replica.loaded is not None else ""
-        if (self._told.tokens or self._told.something) and vocab != self._vocab:
-            self._begin_anew_or_end("the model that could go on has another vocabulary")
-            if self.ended:
-                return
-            order.resume = []
+        if self._told.tokens or self._told.something:
+            if vocab != self._vocab:
+                self._begin_anew_or_end("the model that could go on has another vocabulary")
+                if self.ended:
+                    return
+            elif self.served not in self.releases and (self._whole or not self._told.something):
+                # Nobody has seen any of it, so it can be all of one version.
+                self._forget()
+            order.resume = list(self._told.tokens)
+        if not (self._told.tokens or self._told.something):
+            # Who has given nothing has no part in the answer.
+            self.releases.clear()
         self._vocab = vocab
         self.replicas.add(replica.id)
         if self.served not in self.releases:
@@ -368,6 +375,9 @@ class Strand:
             self._release()
             self._end(BackendError(f"the answer was cut off and can't be continued: {why}"))
             return
+        self._forget()
+
+    def _forget(self) -> None:
         self._told.forget()
         self._held.clear()
 
@@ -392,8 +402,7 @@ class Strand:
         # A late word of the former worker belongs to nobody.
         self.order.id = 0
         if not self._told.tokens and self._whole:
-            self._told.forget()
-            self._held.clear()
+            self._forget()
         self._told.again()
         if not pause and self._try_at_once(avoid, alone):
             return
