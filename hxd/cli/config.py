@@ -12,11 +12,15 @@ from typing import Any
 import click
 from rich.console import Console
 
-from hxd.cli.client import EXIT_ERROR, Client, date, fail, json_option
+from hxd.cli.client import EXIT_ERROR, EXIT_UNREACHABLE, Client, date, fail, json_option
 from hxd.cli.main import DEFAULT_CONFIG
 from hxd.errors import ConfigError
 
 POLL = 0.2  # seconds
+GOES_ON = (
+    "Without hxctl the change goes on, and without this daemon it is the next one that finishes it "
+    "or takes it back: hxctl status and hxctl config history say what has become of it."
+)
 CONFIG = "/admin/v1/config"
 # A configuration names models, and looking at those takes as long as hashing them.
 LONG = 600.0
@@ -228,15 +232,22 @@ def _follow(client: Client, change: dict[str, Any]) -> None:
             shown = _say_steps(client, change, shown)
             status.update(change["phase"])
             time.sleep(POLL)
-            change = client.call("GET", f"{CONFIG}/change?began={began!r}") or {}
+            try:
+                change = client.call("GET", f"{CONFIG}/change?began={began!r}") or {}
+            except SystemExit as gone:
+                if gone.code == EXIT_UNREACHABLE:
+                    click.echo(GOES_ON, err=True)
+                raise
             if change.get("began") != began:
                 fail("the daemon knows nothing of this change any more", EXIT_ERROR)
     _say_steps(client, change, shown)
     if client.as_json:
         click.echo(json.dumps(change, indent=2))
     elif change["phase"] == "applied":
-        click.echo(f"revision {change['revision']} holds: {change['plan']['sentence']}")
-        for setting in change["plan"]["needs_restart"]:
+        # Another daemon than the one that has made the plan does not know it.
+        plan = change["plan"] or {"sentence": "applied", "needs_restart": []}
+        click.echo(f"revision {change['revision']} holds: {plan['sentence']}")
+        for setting in plan["needs_restart"]:
             click.echo(f"  {setting} holds from the next start of the daemon on")
     else:
         click.echo(f"revision {change['revision']} {change['phase']}: {change['reason']}", err=True)

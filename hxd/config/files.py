@@ -47,11 +47,16 @@ def as_called(
 ) -> list[str]:
     """Findings of `load_as(files, origin)` under the names that the files have where they lie:
     `candidate` is the main one, and `names` are those that came from there."""
-    places = {f"{_place(origin, name)}: ": f"{_place(candidate, name)}: " for name in names}
+    places = {str(_place(origin, name)): str(_place(candidate, name)) for name in names}
     renamed = []
     for finding in findings:
-        start = next((place for place in places if finding.startswith(place)), "")
-        renamed.append(places.get(start, "") + finding.removeprefix(start))
+        start = next((place for place in places if finding.startswith(f"{place}: ")), "")
+        finding = places.get(start, "") + finding.removeprefix(start)
+        for place, called in places.items():
+            # Where a key stands twice, the other file is named as well.
+            if finding.endswith(f" stands in {place} too"):
+                finding = finding.removesuffix(f"{place} too") + f"{called} too"
+        renamed.append(finding)
     return renamed
 
 

@@ -34,7 +34,8 @@ class CannotInstall(HxdError):
     replaced, what was there is there."""
 
     fault = Fault.OPERATOR
-    status = 409
+    # As for a history that can't be kept: it is the disk, and waiting helps nobody.
+    status = 507
     type = "storage_error"
     code = "config_not_installed"
 

@@ -3,6 +3,7 @@ time, or takes it back."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
@@ -34,6 +35,19 @@ async def reach(daemon: Daemon, phase: str) -> dict[str, Any]:
         return change if change["phase"] == phase else None
 
     return dict(await until(there))
+
+
+async def test_who_follows_is_told_that_it_goes_on(tmp_path: Path) -> None:
+    file = write_config(tmp_path, echo())
+    new = tmp_path / "new.toml"
+    new.write_text(file.read_text() + echo("b"))
+    async with running(file) as daemon, asyncio.TaskGroup() as group:
+        apply = ("config", "apply", str(new), "--watch", "600s")
+        following = group.create_task(run_hxctl(daemon, *apply))
+        await daemon.wait_log("step=watching")
+        await daemon.kill()
+        code, _, err = await following
+        assert (code, "it is the next one that finishes it" in err) == (69, True)
 
 
 async def steps(daemon: Daemon) -> list[str]:

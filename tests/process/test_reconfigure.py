@@ -540,6 +540,17 @@ async def test_a_folder_is_a_whole_configuration(tmp_path: Path) -> None:
         code, _, err = await run_hxctl(daemon, "config", "apply", str(whole))
         assert (code, err.startswith(f"{whole}/conf.d/c.toml: models.c.nonsense")) == (78, True)
         (whole / "conf.d/c.toml").write_text(echo("c"))
+        (whole / "conf.d/d.toml").write_text(echo("c"))
+        code, _, err = await run_hxctl(daemon, "config", "check", str(whole))
+        first, second = whole / "conf.d/c.toml", whole / "conf.d/d.toml"
+        twice = f"{second}: models.c: declared twice; it stands in {first} too\n"
+        assert (code, err) == (78, twice)
+        second.unlink()
+        # Not a matter of waiting, as a change that is under way would be.
+        (tmp_path / ".hxd.toml.hxd-apply").mkdir()
+        code, _, err = await run_hxctl(daemon, "config", "apply", str(whole), "--watch", "0s")
+        assert (code, f"can't replace the files of {file}" in err) == (1, True)
+        (tmp_path / ".hxd.toml.hxd-apply").rmdir()
         code, _, err = await run_hxctl(daemon, "config", "apply", str(whole), "--watch", "0s")
         assert code == 0, err
         assert [path.name for path in (tmp_path / "conf.d").iterdir()] == ["c.toml"]
