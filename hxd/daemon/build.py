@@ -37,6 +37,7 @@ from hxd.daemon.admin.status import Status
 from hxd.daemon.admin.store_api import StoreApi
 from hxd.daemon.admin.store_jobs import StoreJobs
 from hxd.daemon.admin.store_operations import Operations
+from hxd.daemon.config_start import Leftover
 from hxd.daemon.config_steps import Means as Taking
 from hxd.daemon.config_steps import Steps
 from hxd.daemon.events import Events
@@ -198,8 +199,11 @@ class Daemon:
 
 
 @contextlib.asynccontextmanager
-async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIterator[Daemon]:
-    """Parts in working order and listening; replicas start when `supervisor.run` does.
+async def build(
+    config: Config, inspection: Inspection, clock: Clock, leftover: Leftover | None = None
+) -> AsyncIterator[Daemon]:
+    """Parts in working order and listening; replicas start when `supervisor.run` does. A change of
+    the configuration that is left over is the first one of this daemon.
 
     Raises `ConfigError` when an address or a folder can't be used.
     """
@@ -357,6 +361,9 @@ async def build(config: Config, inspection: Inspection, clock: Clock) -> AsyncIt
         )
         stack.push_async_callback(reconfiguration.aclose)
         status.change = reconfiguration.shown
+        if leftover is not None:
+            # Before anybody can ask for another one.
+            reconfiguration.resume(leftover)
         admin = AdminApi(status, catalog, metrics, inspection.keys, front, clock, drills)
         rollout_api = RolloutApi(rollouts, events, stores)
         finished = metrics.tally(

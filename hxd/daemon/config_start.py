@@ -21,7 +21,7 @@ from hxd.config.install import install, recover
 from hxd.config.load import load_as
 from hxd.config.unfinished import FILE, MOST_ATTEMPTS, Place, Unfinished
 from hxd.daemon.lock import alone
-from hxd.errors import HxdError
+from hxd.errors import ConfigError, HxdError
 
 log = logging.getLogger("hxd.config")
 
@@ -72,7 +72,7 @@ class Leftover:
             if self.record is None:
                 return
             if reason is not None:
-                self.take_back(reason)
+                self._go_back(reason)
                 return
             self.record = msgspec.structs.replace(record, attempts=record.attempts + 1)
             try:
@@ -81,10 +81,19 @@ class Leftover:
                 log.error("%s: can't be written: %s", self.place.history / FILE, error.strerror)
 
     def take_back(self, reason: str) -> bool:
-        """Put the former files back. False when that is not possible, or nothing is on record."""
-        record, self.record = self.record, None
-        if record is None:
+        """Put the former files back. False when that is not possible, nothing is on record, or
+        another daemon has taken it up."""
+        if self.record is None:
             return False
+        try:
+            with alone(Path(self.record.runtime), self.place.config_file):
+                return self._go_back(reason)
+        except ConfigError:
+            return False
+
+    def _go_back(self, reason: str) -> bool:
+        record, self.record = self.record, None
+        assert record is not None
         try:
             former = self._history.read(record.former)
             install(self.place.config_file, former, self.place.history)

@@ -175,13 +175,15 @@ class Means:
 
 
 class Reconfiguration:
-    """`change` is the one that runs, or the last one."""
+    """`change` is the one that runs, or the last one. `settled` is set by the run loop once the
+    rollouts of a former daemon go on."""
 
     def __init__(self, means: Means) -> None:
         self._means = means
         self.change: Change | None = None
         self._task: asyncio.Task[None] | None = None
         self._next: asyncio.Task[Proposal] | None = None
+        self.settled = asyncio.Event()
         self._past: deque[Change] = deque(maxlen=PAST)
         # What is on record for the next daemon.
         self._unfinished: Unfinished | None = None
@@ -445,6 +447,7 @@ class Reconfiguration:
         change.accept()
 
         async def settle() -> None:
+            await self.settled.wait()
             await means.steps.settle(unable)
             await self._watch(change, record.left(means.clock.wall()), record.before)
 

@@ -103,7 +103,7 @@ async def _live(
         reloading.add(task)
         task.add_done_callback(reloading.discard)
 
-    async with build(config, inspection, clock) as daemon:
+    async with build(config, inspection, clock, leftover) as daemon:
         supervising = asyncio.create_task(daemon.supervisor.run(daemon.workers), name="supervisor")
         beside = [
             asyncio.create_task(_again_and_again(run, clock), name=run.__qualname__)
@@ -116,8 +116,7 @@ async def _live(
             stop.on_reload(reload)
             await daemon.rollouts.settle()
             await daemon.rollouts.resume()
-            if leftover is not None:
-                daemon.reconfiguration.resume(leftover)
+            daemon.reconfiguration.settled.set()
             await _until(stop.asked, supervising)
             # First: one that tries a model would bring up a worker that nobody asks to end.
             await daemon.jobs.aclose()

@@ -223,6 +223,12 @@ def test_another_daemon_at_work_is_left_alone(box: Box) -> None:
         with pytest.raises(ConfigError, match="another hxd is running"):
             box.start()
     assert box.place.read() == msgspec.structs.replace(box.record, watching=1e9)
+    # Nor when it has come in between: a start that fails takes nothing back behind its back.
+    leftover = box.start()
+    with (box.folder / "run/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert leftover is not None and not leftover.take_back("can't listen")
+    assert box.files == B
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[" * 100_000, b"\xff"])
