@@ -23,6 +23,7 @@ from hxd.cli.client import (
 )
 from hxd.cli.config import COMMANDS as CONFIG
 from hxd.cli.config import told
+from hxd.cli.jobs import COMMANDS as JOBS
 from hxd.cli.model import COMMANDS as MODEL
 from hxd.cli.plugin import COMMANDS as PLUGIN
 from hxd.cli.rollout import COMMANDS as ROLLOUT
@@ -248,5 +249,5 @@ def key_revoke(client: Client, id: str) -> None:
         click.echo(f"revoked {answer['id']} ({answer['name']})")
 
 
-for command in (*ROLLOUT, *MODEL, *PLUGIN, *CONFIG):
+for command in (*ROLLOUT, *MODEL, *JOBS, *PLUGIN, *CONFIG):
     hxctl.add_command(command)
