@@ -13,9 +13,10 @@ from hxd.conditions import Condition
 from hxd.config import Config, ModelSettings
 from hxd.config.kinds import Address
 from hxd.config.settings import AuthSettings, Listen, Paths
+from hxd.daemon.config_change import Candidate
 from hxd.daemon.config_steps import effective
 from hxd.daemon.config_watch import STEADY, watch
-from hxd.daemon.reconfigure import Candidate, _edited
+from hxd.daemon.reconfigure import _edited
 
 EPOCH = 1.7e9
 

@@ -25,7 +25,8 @@ from hxd.config.load import MAX_FILE
 from hxd.config.masking import masked_lines, visible
 from hxd.config.text_diff import diff
 from hxd.daemon.admin.answer import answer, decoded
-from hxd.daemon.reconfigure import BadConfig, Candidate, Files, Proposal, Reconfiguration
+from hxd.daemon.config_change import BadConfig, Candidate, Files, Proposal
+from hxd.daemon.reconfigure import Reconfiguration
 from hxd.errors import CallerError
 
 WATCH = "30s"
