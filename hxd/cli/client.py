@@ -109,7 +109,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 def default_socket() -> Path:
     from hxd.config import Paths
-    from hxd.daemon.build import ADMIN_SOCKET
+    from hxd.daemon.lock import ADMIN_SOCKET
 
     return Paths().runtime / ADMIN_SOCKET
 

@@ -192,7 +192,7 @@ def _candidate(path: Path | None) -> dict[str, Any]:
 def _check_offline(client: Client, path: Path | None, config_file: Path) -> None:
     from hxd.config.files import as_called, snapshot, stage
     from hxd.config.load import MAIN, load_as
-    from hxd.daemon.build import inspect
+    from hxd.daemon.inspection import inspect
 
     origin = config_file.absolute()
     main, names = origin, [MAIN]

@@ -47,7 +47,7 @@ def check(config: Path) -> None:
     Exits 0 when all is well, and 78 with one line per fault otherwise.
     """
     from hxd import config as settings
-    from hxd.daemon.build import inspect
+    from hxd.daemon.inspection import inspect
 
     try:
         loaded = settings.load(config)

@@ -1,8 +1,5 @@
-"""The one wiring function: from a config to a daemon whose parts know each other. No globals.
-
-`inspect` finds everything that is wrong with a configuration without starting anything; `build`
-puts the parts together on an exit stack, which takes them apart in reverse order.
-"""
+"""The one wiring function: from a config to a daemon whose parts know each other, on an exit stack
+that takes them apart in reverse order. No globals."""
 
 from __future__ import annotations
 
@@ -11,10 +8,9 @@ import contextlib
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -41,7 +37,8 @@ from hxd.daemon.config_start import Leftover
 from hxd.daemon.config_steps import Means as Taking
 from hxd.daemon.config_steps import Steps
 from hxd.daemon.events import Events
-from hxd.daemon.lock import alone
+from hxd.daemon.inspection import Inspection, inspect
+from hxd.daemon.lock import ADMIN_SOCKET
 from hxd.daemon.reconfigure import HISTORY, Reconfiguration
 from hxd.daemon.reconfigure import Means as Changing
 from hxd.daemon.request.capable import Abilities
@@ -50,8 +47,7 @@ from hxd.daemon.request.deployment import Deployment
 from hxd.daemon.request.embed import Embeddings
 from hxd.daemon.request.feedback import Feedback
 from hxd.daemon.request.generate import Generation
-from hxd.daemon.request.http import Entry, Front, Traffic, error_response, finish_headers
-from hxd.daemon.request.identify import Role
+from hxd.daemon.request.http import Front, Traffic, error_response, finish_headers
 from hxd.daemon.request.listener import CannotListen, Listener
 from hxd.daemon.request.models import Catalog, flatten
 from hxd.daemon.request.poison import Poison
@@ -62,17 +58,16 @@ from hxd.daemon.request.tokenize import Tokenization
 from hxd.daemon.rollout.golden import Golden, GoldenError, parse
 from hxd.daemon.rollout.guard import Guard
 from hxd.daemon.rollout.means import Means
-from hxd.daemon.rollout.record import Record, fingerprint
+from hxd.daemon.rollout.record import fingerprint
 from hxd.daemon.rollout.rollouts import Rollouts
 from hxd.daemon.rollout.validation import Means as Trying
 from hxd.daemon.rollout.validation import Validation
+from hxd.daemon.routes import config_routes, plugin_routes, routes
 from hxd.daemon.store.faults import Corrupt, StoreError
-from hxd.daemon.store.keys import KeyFileError, KeyStore
 from hxd.daemon.store.label_cache import LabelCache
 from hxd.daemon.store.sources import Choice, Source, SourceError, stored_name
 from hxd.daemon.store.stores import Stores
 from hxd.daemon.store.version import Version
-from hxd.daemon.supervise import variants
 from hxd.daemon.supervise.cores import Cores
 from hxd.daemon.supervise.courtesy import Courtesy
 from hxd.daemon.supervise.lifecycle import State
@@ -81,102 +76,9 @@ from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.supervisor import Supervisor
 from hxd.daemon.supervise.variants import Variants
 from hxd.daemon.supervise.workers import Workers
-from hxd.errors import CallerError, ConfigError, HxdError
-
-ADMIN_SOCKET = "admin.sock"
-
+from hxd.errors import CallerError, ConfigError
 
 Lasting = Callable[[], Coroutine[Any, Any, None]]
-
-
-@contextlib.contextmanager
-def claim(config: Config) -> Iterator[Stores]:
-    """The folders, made, locked and cleared of what a crash left behind; the stores in them.
-    Blocks. Raises `ConfigError`."""
-    paths = config.paths
-    for key in ("state", "runtime", "logs", "cache"):
-        folder: Path = getattr(paths, key)
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                [f"{config.origin}: paths.{key}: can't make {folder}: {error.strerror}"]
-            ) from None
-    stores = Stores.of(paths.state)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(alone(paths.runtime, config.origin))
-        (paths.runtime / ADMIN_SOCKET).unlink(missing_ok=True)
-        variants.clean(paths.cache)
-        try:
-            stack.enter_context(stores.held())
-        except HxdError as error:
-            raise ConfigError([f"{config.origin}: paths.state: {error}"]) from None
-        yield stores
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What the configuration comes to: models that can be served, and why others can't. `instead`
-    says of a model why it is not served as it should be, but by another version."""
-
-    sources: Mapping[str, Source]
-    refused: Mapping[str, SourceError]
-    keys: KeyStore
-    stores: Stores
-    record: Record
-    instead: Mapping[str, SourceError] = field(default_factory=dict)
-
-    def findings(self, config: Config) -> list[str]:
-        return [
-            f"{config.at(f'models.{name}.{error.key}')}: {error}"
-            for name, error in {**self.refused, **self.instead}.items()
-        ]
-
-
-def inspect(config: Config, stores: Stores | None = None) -> Inspection:
-    """Blocks. Raises `ConfigError` for what no model can be blamed for."""
-    stores = stores or Stores.of(config.paths.state)
-    record = Record(config.paths.state)
-    record.load()
-    found: dict[str, Source] = {}
-    refused: dict[str, SourceError] = {}
-    instead: dict[str, SourceError] = {}
-    resolver = stores.resolver(config)
-    for name, settings in config.models.items():
-        deployed = record.of(name, settings)
-        try:
-            found[name], wrong = resolver.first(name, (deployed.choice, *reversed(deployed.former)))
-        except SourceError as error:
-            refused[name] = error
-            continue
-        if wrong is not None:
-            instead[name] = wrong
-    budget = config.memory.budget or automatic_budget()
-    _fit(found, refused, budget)
-    keys = KeyStore(config.paths.state)
-    try:
-        keys.load()
-    except KeyFileError as error:
-        raise ConfigError([str(error)]) from None
-    return Inspection(found, refused, keys, stores, record, instead)
-
-
-def _fit(found: dict[str, Source], refused: dict[str, SourceError], budget: int) -> None:
-    """Refuses, last first, the models that do not fit together; weights are mapped once, so
-    replicas of one model share them, and counting each whole errs on the safe side."""
-    total = 0
-    for name, source in list(found.items()):
-        need = source.estimate * source.settings.replicas
-        if total + need > budget:
-            del found[name]
-            refused[name] = SourceError(
-                "source",
-                f"about {need / 1e6:.0f} MB are needed for {source.settings.replicas} replicas, "
-                f"and {max(0, budget - total) / 1e6:.0f} MB of the memory budget are left; use "
-                "fewer slots, a smaller context or variant, or raise memory.budget",
-            )
-        else:
-            total += need
 
 
 @dataclass
@@ -466,94 +368,6 @@ def _condemn(stores: Stores, held: Version, variant: str, why: str) -> None:
         pass  # It is there already.
     else:
         stores.models.quarantine(held.name, held.number, why)
-
-
-def routes(
-    generation: Generation,
-    embeddings: Embeddings,
-    tokenization: Tokenization,
-    feedback: Feedback,
-    admin: AdminApi,
-    rollout: RolloutApi,
-    store: StoreApi,
-) -> list[Entry]:
-    """Every route, with the role that it needs. What is not here is not served."""
-    user, read, operate, rule = Role.INFERENCE, Role.METRICS, Role.OPERATOR, Role.ADMIN
-    return [
-        Entry("POST", "/v1/chat/completions", user, generation.chat, work=True),
-        Entry("POST", "/v1/completions", user, generation.complete, work=True),
-        Entry("POST", "/v1/embeddings", user, embeddings.embeddings, work=True),
-        Entry("POST", "/v1/rerank", user, embeddings.rerank, work=True),
-        Entry("POST", "/v2/rerank", user, embeddings.rerank, work=True),
-        Entry("POST", "/rerank", user, embeddings.rerank, work=True),
-        Entry("POST", "/tokenize", user, tokenization.tokenize, work=True),
-        Entry("POST", "/detokenize", user, tokenization.detokenize, work=True),
-        Entry("POST", "/v1/feedback", user, feedback.say),
-        Entry("GET", "/v1/models", user, admin.models),
-        Entry("GET", "/v1/models/{id:.+}", user, admin.model),
-        Entry("GET", "/livez", None, admin.livez),
-        Entry("GET", "/readyz", None, admin.readyz),
-        Entry("GET", "/health", read, admin.health),
-        Entry("GET", "/metrics", read, admin.metrics),
-        Entry("GET", "/admin/v1/status", operate, admin.status),
-        Entry("GET", "/admin/v1/models", operate, admin.admin_models),
-        Entry("GET", "/admin/v1/replicas", operate, admin.replicas),
-        Entry("GET", "/admin/v1/conditions", operate, admin.conditions),
-        Entry("POST", "/admin/v1/drill", operate, admin.drill, work=True),
-        Entry("GET", "/admin/v1/events", operate, rollout.events),
-        Entry("GET", "/admin/v1/rollouts", operate, rollout.list),
-        Entry("POST", "/admin/v1/rollouts", operate, rollout.begin),
-        Entry("POST", "/admin/v1/rollback", operate, rollout.roll_back),
-        Entry("POST", "/admin/v1/promote", operate, rollout.promote),
-        Entry("GET", "/admin/v1/store", operate, store.models),
-        Entry("GET", "/admin/v1/store/show", operate, store.show),
-        Entry("GET", "/admin/v1/store/snapshots", operate, store.snapshots),
-        Entry("POST", "/admin/v1/store/import", rule, store.take_in, work=True),
-        Entry("POST", "/admin/v1/store/pull", rule, store.pull, work=True),
-        Entry("POST", "/admin/v1/store/rm", rule, store.remove, work=True),
-        Entry("POST", "/admin/v1/store/restore", rule, store.restore, work=True),
-        Entry("POST", "/admin/v1/store/verify", operate, store.verify, work=True),
-        Entry("POST", "/admin/v1/store/quantize", operate, store.quantize, work=True),
-        Entry("POST", "/admin/v1/store/look", operate, store.look, work=True),
-        Entry("POST", "/admin/v1/store/convert", rule, store.convert, work=True),
-        Entry("POST", "/admin/v1/store/backup", operate, store.backup, work=True),
-        Entry("POST", "/admin/v1/store/doctor", operate, store.doctor, work=True),
-        Entry("POST", "/admin/v1/store/label", operate, store.label, work=True),
-        Entry("POST", "/admin/v1/store/golden", operate, store.golden, work=True),
-        Entry("GET", "/admin/v1/jobs", operate, store.jobs),
-        Entry("GET", "/admin/v1/jobs/{id}", operate, store.job),
-        Entry("DELETE", "/admin/v1/jobs/{id}", operate, store.cancel),
-        Entry("GET", "/admin/v1/keys", rule, admin.list_keys),
-        Entry("POST", "/admin/v1/keys", rule, admin.create_key),
-        Entry("DELETE", "/admin/v1/keys/{id}", rule, admin.revoke_key),
-    ]
-
-
-def plugin_routes(plugins: PluginApi) -> list[Entry]:
-    return [
-        Entry("GET", "/admin/v1/plugins", Role.OPERATOR, plugins.list),
-        Entry("POST", "/admin/v1/plugins/install", Role.ADMIN, plugins.install),
-        Entry("POST", "/admin/v1/plugins/trust", Role.ADMIN, plugins.trust),
-        Entry("POST", "/admin/v1/plugins/untrust", Role.ADMIN, plugins.untrust),
-        Entry("POST", "/admin/v1/plugins/verify", Role.OPERATOR, plugins.verify),
-        Entry("POST", "/admin/v1/plugins/rm", Role.ADMIN, plugins.remove),
-    ]
-
-
-def config_routes(config: ConfigApi) -> list[Entry]:
-    """A candidate names files for the daemon to look at, so that checking one is for admins too."""
-    return [
-        Entry("POST", "/admin/v1/reload", Role.ADMIN, config.reload),
-        Entry("POST", "/admin/v1/config/check", Role.ADMIN, config.check),
-        Entry("POST", "/admin/v1/config/diff", Role.ADMIN, config.diff),
-        Entry("POST", "/admin/v1/config/apply", Role.ADMIN, config.apply),
-        Entry("POST", "/admin/v1/config/rollback", Role.ADMIN, config.roll_back),
-        Entry("GET", "/admin/v1/config/change", Role.OPERATOR, config.change),
-        Entry("GET", "/admin/v1/config/history", Role.OPERATOR, config.revisions),
-        Entry(
-            "GET", "/admin/v1/config/history/{number:[0-9]{1,15}}", Role.OPERATOR, config.revision
-        ),
-    ]
 
 
 async def _listen_admin(live: Live, app: web.Application, stack: contextlib.AsyncExitStack) -> None:

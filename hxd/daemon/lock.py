@@ -11,6 +11,8 @@ from pathlib import Path
 from hxd.errors import ConfigError
 
 FILE = "lock"
+# Beside it lies the way to the daemon that has the folder.
+ADMIN_SOCKET = "admin.sock"
 
 
 @contextlib.contextmanager
