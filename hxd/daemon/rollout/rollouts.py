@@ -193,12 +193,13 @@ class Rollouts:
 
     async def aclose(self) -> None:
         """The daemon ends; what runs is taken up by the next one, which need not fear it."""
-        for model, rollout in self._running.items():
-            pending = self.ledger.of(model).pending
+        running = list(self._running.values())
+        await self.effects.aclose()
+        for rollout in running:
+            pending = self.ledger.of(rollout.model).pending
             if pending is not None and pending.id == rollout.id:
                 calm = msgspec.structs.replace(pending, attempts=max(0, pending.attempts - 1))
-                await self.ledger.write(model, pending=calm)
-        await self.effects.aclose()
+                await self.ledger.write(rollout.model, pending=calm)
 
     # Parts that other parts of the daemon need
 
