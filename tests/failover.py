@@ -234,7 +234,8 @@ def assert_same(answer: Answer, twin: Answer) -> None:
         assert (found.finish, found.offsets) == (choice.finish, choice.offsets)
         assert [token for token, *_ in found.logprobs] == [token for token, *_ in choice.logprobs]
         for one, other in zip(found.logprobs, choice.logprobs, strict=True):
-            assert one[1] == pytest.approx(other[1], abs=0.02)
+            # What can hardly be has few digits that count.
+            assert one[1] == pytest.approx(other[1], abs=0.02, rel=0.01)
             assert len(one[2]) == len(other[2])
             # Alternatives of nearly the same value may change places, and what is hardly probable
             # differs by more.

@@ -63,6 +63,14 @@ class Loan:
         """`spoils`: what serves may end up in quarantine meanwhile. Raises `HxdError`, also where
         it can't be recorded."""
         self.check_free()
+        self._rollouts.lent.add(self.model)
+        try:
+            await self._record(spoils)
+        except BaseException:
+            self._rollouts.lent.discard(self.model)
+            raise
+
+    async def _record(self, spoils: bool) -> None:
         deployed, source = self._rollouts.ledger.of(self.model), self.source
         before = Before(choice=deployed.choice, former=deployed.former)
         if source.held is not None:
@@ -149,6 +157,7 @@ class Loan:
         else:
             problems.append(f"{self.model!r} does not serve what it served before the drill")
         await self._rollouts.ledger.give_back(self.model, as_before=done)
+        self._rollouts.lent.discard(self.model)
         return problems
 
     @property
