@@ -18,6 +18,7 @@ from tests.failover import CHAT
 from tests.rollouts import (
     BIRD,
     GOOD,
+    HANGS_AT_LOAD,
     IS_SLOW_TO_ANSWER,
     IS_SLOW_TO_LOAD,
     OVER,
@@ -27,6 +28,7 @@ from tests.rollouts import (
     begin,
     event,
     events,
+    in_phase,
     install,
     judged,
     rollback,
@@ -56,6 +58,7 @@ def config(tmp_path: Path) -> Path:
         v2_0=GOOD,
         v6_0=IS_SLOW_TO_LOAD,
         v7_0=IS_SLOW_TO_ANSWER,
+        v8_0=HANGS_AT_LOAD,
     )
     return write_config(tmp_path, CONFIG)
 
@@ -183,6 +186,20 @@ async def test_a_rollout_that_was_cut_off_again_and_again_is_given_up(config: Pa
         assert [e["step"] for e in await events(daemon, BIRD)] == ["rolled_back"]
         await settled(daemon, BIRD, 2)
         assert json.loads((config.parent / FILE).read_bytes())[BIRD]["pending"] is None
+
+
+async def test_what_an_operator_took_back_is_not_begun_again_after_a_crash(config: Path) -> None:
+    async with running(config) as daemon:
+        rollout = await begin(daemon, BIRD, None, plugin=f"{PLUGIN}@8.0", mode="resource")
+        await in_phase(daemon, rollout, "loading")
+        status, _ = await admin(daemon, "POST", "rollback", {"model": BIRD})
+        killed(daemon)
+        assert status == 202
+        assert json.loads((config.parent / FILE).read_bytes())[BIRD]["pending"] is None
+        await daemon.ended()
+    async with running(config) as daemon:
+        assert await says(daemon) == "1.0"
+        assert await events(daemon, BIRD) == []
 
 
 def record(config: Path, **differs: Any) -> Path:

@@ -260,15 +260,16 @@ class Course:
     async def _take_back(self, why: str) -> None:
         rollout, deployment, effects = self._rollout, self._deployment, self._effects
         rollout.reason = why
-        if rollout.phase is Phase.PREPARING:
-            # With the next step it is over; who waits for that may begin the next one at once.
-            await self._ledger.write(rollout.model, pending=None)
-        self._step(Step.FAILED, why)
-        candidate = rollout.candidate
-        if candidate is not None and candidate is not rollout.former:
+        candidate = None if rollout.candidate is rollout.former else rollout.candidate
+        if candidate is not None:
             deployment.end()
             if deployment.current is candidate:
                 deployment.shift(rollout.former)
+        # A daemon that dies on the way back is followed by one that serves what served before. With
+        # the next step it may be over, and who waits for that may begin the next one at once.
+        await self._ledger.write(rollout.model, pending=None)
+        self._step(Step.FAILED, why)
+        if candidate is not None:
             crashed = self._dies(candidate)
             effects.retire(deployment, candidate)
             if crashed:
@@ -276,7 +277,6 @@ class Course:
         if rollout.yielded:
             await self._bring_back()
         if rollout.running:
-            await self._ledger.write(rollout.model, pending=None)
             self._step(Step.BACK, f"{describe(deployment.current)} serves")
         self._means.events.counts["rollout", "taken_back"] += 1
 

@@ -120,6 +120,8 @@ class Rollouts:
         self._deployment(model)
         if (running := self._running.get(model)) is not None:
             running.abort(why)
+            # Who was told so is not to meet it again after a crash.
+            await self.ledger.write(model, pending=None)
             return running
         former = self.ledger.of(model).former
         if not former:
