@@ -76,6 +76,7 @@ class Gate:
         self._line: deque[Place] = deque()
         self._moved: deque[Place] = deque()
         self._solitary: set[str] = set()
+        self._guests = 0
         self.budget = RetryBudget(lambda: self.running)
 
     def resize(self, replicas: int, queue: int) -> None:
@@ -108,8 +109,10 @@ class Gate:
         """Whether waiting is of no use."""
         return self._hopeless() is not None
 
-    def enter(self, count: int) -> list[Place]:
+    def enter(self, count: int, *, guest: bool = False) -> list[Place]:
         """Places for `count` new sequences, all or none; `abandon` gives them up.
+
+        `guest`: hxd asks for itself, until `leave`; no client is sent away for it.
 
         Raises `QueueFull`, `Unavailable`, or `CallerError` for a count that can never fit.
         """
@@ -121,18 +124,24 @@ class Gate:
                 param="n",
             )
         free = self._free() if not self.waiting else 0
-        if count > free + self._queue - len(self._line):
+        places_left = free + self._queue - len(self._line)
+        if count > places_left + (0 if guest else self._guests):
             raise QueueFull(
                 f"all {self._capacity} slots of {self._model!r} are busy and {len(self._line)} "
                 f"of {self._queue} places in its queue are taken; try again",
                 retry_after=1.0,
             )
+        self._guests += count if guest else 0
         places = [self._place() for _ in range(count)]
         for _ in places:
             self.roster.demanded()
         self._line.extend(places)
         self.advance()
         return places
+
+    def leave(self, count: int) -> None:
+        """So many guests are gone."""
+        self._guests -= count
 
     def reenter(self, *, avoid: str | None = None, alone: bool = False) -> Place:
         """A place before all others, for a sequence that was let in already and lost its worker.

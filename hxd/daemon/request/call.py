@@ -37,7 +37,8 @@ class Piece:
 class Call:
     """One request on its way. `chain`: the models that may answer, best first. `orders` holds a
     `Generate` per choice. `whole`: nobody reads before a choice has ended, so nobody is woken
-    before. `strict`: no release may answer that is not in the chain."""
+    before. `strict`: no release may answer that is not in the chain. `guest`: hxd asks for itself,
+    and no client is sent away for it."""
 
     setting: Setting
     chain: list[Served]
@@ -45,6 +46,7 @@ class Call:
     choices_per_prompt: int = 1
     whole: bool = False
     strict: bool = False
+    guest: bool = False
     _strands: list[Strand] = field(default_factory=list)
     _arrived: list[Arrival] = field(default_factory=list)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -120,6 +122,8 @@ class Call:
             gate.abandon([p for p, s in zip(places, self._strands, strict=True) if not s.began])
             for strand in self._strands:
                 strand.cancel()
+            if self.guest:
+                gate.leave(len(self.orders))
 
     def _enter(self) -> tuple[Gate, list[Place]]:
         """A line with a place for every sequence. One that is full sends its clients away, unless
@@ -127,7 +131,7 @@ class Call:
         while True:
             gate = self.chain[0].gate
             try:
-                return gate, gate.enter(len(self.orders))
+                return gate, gate.enter(len(self.orders), guest=self.guest)
             except QueueFull:
                 rest = self.chain[1:]
                 if not rest or rest[0].source.name != self.chain[0].source.name:

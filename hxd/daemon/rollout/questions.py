@@ -63,7 +63,7 @@ async def _answer(setting: Setting, served: Served, order: wire.Generate) -> lis
     async with asyncio.timeout(LONGEST):
         while True:
             found: list[Piece] = []
-            call = Call(setting, [served], [order], whole=True, strict=True)
+            call = Call(setting, [served], [order], whole=True, strict=True, guest=True)
             try:
                 async with contextlib.aclosing(call.pieces()) as pieces:
                     async for batch in pieces:
