@@ -18,6 +18,8 @@ EXIT_UNREACHABLE = 69  # EX_UNAVAILABLE of sysexits.h
 EXIT_REFUSED = 77  # EX_NOPERM
 EXIT_NOT_NOW = 75  # EX_TEMPFAIL
 EXIT_ERROR = 1
+# Conflicts with how things are that no waiting mends.
+_FOR_GOOD = frozenset({"already_served", "no_canary", "nothing_to_roll_back_to"})
 TIMEOUT = 30.0
 DRILL_TIMEOUT = 180.0  # seconds; the daemon gives up before
 SWAP_DRILL_TIMEOUT = 3600.0  # a version may have to be loaded twice, and a file copied
@@ -44,7 +46,8 @@ class Client:
         """The answer; prints and exits when it says no."""
         error = answer.get("error", {}) if isinstance(answer, dict) else {}
         if status >= 400 and (status != 503 or error):
-            fail(error.get("message", f"the daemon answered {status}"), exit_code(status))
+            code = EXIT_ERROR if error.get("code") in _FOR_GOOD else exit_code(status)
+            fail(error.get("message", f"the daemon answered {status}"), code)
         return answer
 
     async def _call(self, method: str, path: str, body: Any, seconds: float) -> tuple[int, Any]:

@@ -175,6 +175,12 @@ async def test_hxctl_ends_with_1_for_what_is_not_there(demo: Daemon) -> None:
         assert (said.code, arguments[-1] in said.err or arguments[0] in said.err) == (1, True)
 
 
+async def test_only_what_waiting_mends_ends_with_75(demo: Daemon) -> None:
+    for arguments in (("swap", DEMO, "2", "--canary", "10%"), ("promote", DEMO)):
+        said = await hxctl(demo, *arguments)
+        assert (said.code, DEMO in said.err) == (1, True), said
+
+
 async def test_a_second_rollout_is_told_to_wait_and_a_rollback_takes_the_first_back(
     demo: Daemon,
 ) -> None:
