@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from typing import Any
@@ -72,6 +73,8 @@ def swap(
     Exits 0 when it is in service (or the trial has begun), 1 when it was taken back, 75 when
     another rollout is running.
     """
+    if canary is not None and ab is not None:
+        raise click.UsageError("give --canary or --ab: hxd decides, or it does not")
     body: dict[str, Any] = {"model": model, "mode": mode, "time": time_, "sticky": sticky}
     body |= {"at_least": at_least, "ab": ab is not None}
     if version is not None:
@@ -86,10 +89,12 @@ def swap(
 
 
 def _share(text: str) -> float | str:
+    """A number as such; what is none is for the daemon to refuse in its words."""
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return text
+    return number if math.isfinite(number) else text
 
 
 @click.command()

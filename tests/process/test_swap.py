@@ -181,6 +181,21 @@ async def test_only_what_waiting_mends_ends_with_75(demo: Daemon) -> None:
         assert (said.code, DEMO in said.err) == (1, True), said
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--canary", "10%", "--ab", "50%"), 2, "--canary or --ab"),
+        (("--canary", "nan"), 1, "canary: a share between 0 and 1"),
+        (("--ab", "inf"), 1, "canary: a share between 0 and 1"),
+    ],
+)
+async def test_a_share_that_is_none_is_refused(
+    demo: Daemon, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    said = await hxctl(demo, "swap", DEMO, "1", *arguments)
+    assert (said.code, says in said.err) == (code, True), said
+
+
 async def test_a_second_rollout_is_told_to_wait_and_a_rollback_takes_the_first_back(
     demo: Daemon,
 ) -> None:
