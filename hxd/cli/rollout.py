@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from hxd.cli.client import EXIT_ERROR, Client, date, json_option
+from hxd.cli.progress import EXIT_INTERRUPTED
 
 POLL = 0.2  # seconds
 # What is said once it is there; a trial goes on by itself.
@@ -167,24 +168,39 @@ def follow(
     """Show a rollout's steps until it is over; ends the process with 1 when it went otherwise than
     `expected`."""
     quiet = client.as_json
-    shown = 0
-    with Console(stderr=True).status(f"{rollout['model']}: {rollout['to']}") as status:
-        while wait:
-            for step in rollout["steps"][shown:]:
-                if not quiet:
-                    click.echo(f"{step['phase']:<13} {step['detail']}".rstrip(), err=True)
-            shown = len(rollout["steps"])
-            status.update(f"{rollout['model']}: {rollout['phase']}")
-            if rollout["phase"] in _OVER or (until_trial and rollout["phase"] == "trial"):
-                break
-            time.sleep(POLL)
-            rollout = _again(client, rollout)
+    try:
+        if wait:
+            rollout = _watched(client, rollout, until_trial)
+    except KeyboardInterrupt:
+        model = rollout["model"]
+        click.echo(
+            f"hxctl: the rollout of {model} goes on; hxctl rollouts shows it, hxctl rollback "
+            f"{model} takes it back",
+            err=True,
+        )
+        sys.exit(EXIT_INTERRUPTED)
     if quiet:
         click.echo(json.dumps(rollout, indent=2))
     else:
         _say(rollout)
     if wait and rollout["phase"] in _OVER and rollout["phase"] != expected:
         sys.exit(EXIT_ERROR)
+
+
+def _watched(client: Client, rollout: dict[str, Any], until_trial: bool) -> dict[str, Any]:
+    """The rollout when it is over; its steps are shown as they come."""
+    shown = 0
+    with Console(stderr=True).status(f"{rollout['model']}: {rollout['to']}") as status:
+        while True:
+            for step in rollout["steps"][shown:]:
+                if not client.as_json:
+                    click.echo(f"{step['phase']:<13} {step['detail']}".rstrip(), err=True)
+            shown = len(rollout["steps"])
+            status.update(f"{rollout['model']}: {rollout['phase']}")
+            if rollout["phase"] in _OVER or (until_trial and rollout["phase"] == "trial"):
+                return rollout
+            time.sleep(POLL)
+            rollout = _again(client, rollout)
 
 
 def _again(client: Client, rollout: dict[str, Any]) -> dict[str, Any]:

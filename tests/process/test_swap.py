@@ -9,6 +9,8 @@ import itertools
 import os
 import random
 import re
+import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from tests.rollouts import (
     HANGS_AT_LOAD,
     HANGS_WHEN_ASKED,
     IS_SLOW_TO_LOAD,
+    PATIENCE,
     PLUGIN,
     SPEAKS_ANOTHER_LANGUAGE,
     TALKS_GARBAGE,
@@ -45,13 +48,14 @@ from tests.rollouts import (
     over,
     replicas,
     rollback,
+    rollouts,
     settled,
     swap,
     taken_back,
     telling,
     version_of,
 )
-from tests.support import Daemon, chat, echo, post, running, write_config
+from tests.support import HXCTL, ROOT, Daemon, chat, echo, post, running, write_config
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -194,6 +198,27 @@ async def test_a_share_that_is_none_is_refused(
 ) -> None:
     said = await hxctl(demo, "swap", DEMO, "1", *arguments)
     assert (said.code, says in said.err) == (code, True), said
+
+
+async def test_who_stops_to_watch_a_rollout_is_told_that_it_goes_on(demo: Daemon) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", HXCTL, "--socket", str(demo.folder / "run" / "admin.sock")),
+        *("swap", DEMO, "1", "--ab", "50%", "--for", "10m", "--wait"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert process.stderr is not None
+    async with asyncio.timeout(PATIENCE):
+        while not (await process.stderr.readline()).startswith(b"trial"):
+            assert not process.stderr.at_eof()
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+    assert (process.returncode, out, b"goes on" in err) == (130, b"", True), err
+    [row] = [row for row in await rollouts(demo) if row["model"] == DEMO]
+    assert row["phase"] == "trial"
+    back = await hxctl(demo, "rollback", DEMO)
+    assert back.code == 0, back
 
 
 async def test_a_second_rollout_is_told_to_wait_and_a_rollback_takes_the_first_back(
