@@ -183,8 +183,16 @@ def follow(
         click.echo(json.dumps(rollout, indent=2))
     else:
         _say(rollout)
-    if wait and rollout["phase"] in _OVER and rollout["phase"] != expected:
+    if not wait or rollout["phase"] not in _OVER or _compared(rollout):
+        return
+    if rollout["phase"] != expected:
         sys.exit(EXIT_ERROR)
+
+
+def _compared(rollout: dict[str, Any]) -> bool:
+    """Whether it was a comparison that has had its time: to go back is its end."""
+    decision = (rollout.get("verdict") or {}).get("decision")
+    return bool(rollout["kind"] == "ab" and decision == "inconclusive")
 
 
 def _watched(client: Client, rollout: dict[str, Any], until_trial: bool) -> dict[str, Any]:
@@ -214,6 +222,9 @@ def _say(rollout: dict[str, Any]) -> None:
     match rollout["phase"]:
         case "done":
             click.echo(f"{rollout['model']} serves {rollout['to']}")
+        case "rolled_back" if _compared(rollout):
+            click.echo(f"{rollout['model']}: {rollout['reason']}, {rollout['from']} serves")
+            _show_comparison(rollout)
         case "rolled_back":
             click.echo(f"{rollout['model']} was rolled back: {rollout['reason']}")
         case "trial":

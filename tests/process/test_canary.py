@@ -212,6 +212,11 @@ async def test_two_versions_stand_side_by_side_and_nothing_is_decided(box: Daemo
         "rolled_back",
         "the time of the comparison is over",
     )
+    shown = await hxctl(
+        box, "swap", BIRD, *f"--plugin {PLUGIN}@2.0 --ab 50% --for 1s --wait".split()
+    )
+    assert (shown.code, "the time of the comparison is over" in shown.out) == (0, True), shown
+    assert "ttft_median" in shown.out
     speed = _of(done, "speed_median")
     assert speed["canary"] < 0.7 * speed["stable"]
 

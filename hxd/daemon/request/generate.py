@@ -20,6 +20,7 @@ from hxd.daemon.request.capable import Abilities
 from hxd.daemon.request.deployment import Asker, Served
 from hxd.daemon.request.feedback import Feedback
 from hxd.daemon.request.strand import Setting
+from hxd.daemon.store.sources import Source
 from hxd.errors import HxdError, Unavailable
 
 SSE_HEADERS = {
@@ -223,10 +224,16 @@ def _disclosed(call: Call, headed: Served | None = None) -> dict[str, Any]:
     if headed is not None and headed not in releases:
         releases = [headed, *releases]
     if len(releases) > 1:
-        said["versions"] = [
-            f"{one.source.name}:{one.source.variant}@{one.source.version}" for one in releases
-        ]
+        said["versions"] = _named([one.source for one in releases])
     return said
+
+
+def _named(sources: list[Source]) -> list[str]:
+    """NAME:VARIANT@VERSION of each, and the plugin where that tells them apart."""
+    names = [f"{one.name}:{one.variant}@{one.version}" for one in sources]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name} ({one.plugin.reference})" for name, one in zip(names, sources, strict=True)]
 
 
 def _conversation(orders: list[wire.Generate]) -> bytes:

@@ -200,7 +200,8 @@ class Course:
                     if verdict.decision is Decision.PROMOTE:
                         break
                     if verdict.decision is not Decision.GO_ON:
-                        raise Refused(verdict.words)
+                        # Where it is told, it is told as what was rolled back.
+                        raise Refused(verdict.words.removeprefix("rolled back: "))
                 await self._pause(LOOK_EVERY)
         finally:
             contest.end()

@@ -61,14 +61,13 @@ class Contest:
         """None for a comparison that goes on."""
         if not self._ask.compare:
             return self._judge.look(*self.samples, self.elapsed, deaths)
-        words = None
         if deaths >= DEATHS:
             words = f"{deaths} workers of the second version have died"
-        elif self.elapsed >= self._ask.seconds:
+            return Verdict(Decision.ROLL_BACK, words, (), self.elapsed, 0)
+        if self.elapsed >= self._ask.seconds:
             words = "the time of the comparison is over"
-        if words is None:
-            return None
-        return Verdict(Decision.INCONCLUSIVE, words, (), self.elapsed, 0)
+            return Verdict(Decision.INCONCLUSIVE, words, (), self.elapsed, 0)
+        return None
 
     def news(self, verdict: Verdict) -> dict[str, Any] | None:
         """What of a verdict has not been said yet."""
