@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import threading
 from types import TracebackType
 from urllib.parse import urlsplit
+
+from tests.own_loop import OwnLoop
 
 
 class ConnectProxy:
@@ -28,20 +29,14 @@ class ConnectProxy:
         self.status = status
         self.asked: list[tuple[str, str, dict[str, str]]] = []
         self.url = ""
-        self._loop = asyncio.new_event_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._running = OwnLoop(self._serve)
 
     @property
     def address(self) -> str:
         return self.url.removeprefix("http://")
 
     def __enter__(self) -> ConnectProxy:
-        self._server = self._loop.run_until_complete(
-            asyncio.start_server(self._serve, "127.0.0.1", 0)
-        )
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._running.begin()}"
         return self
 
     def __exit__(
@@ -50,28 +45,15 @@ class ConnectProxy:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    async def _close(self) -> None:
-        self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._running.end()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         try:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 await self._exchange(reader, writer)
         except asyncio.CancelledError:
             pass  # the test is over
         finally:
-            self._tasks.discard(task)
             writer.close()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

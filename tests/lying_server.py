@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
+from tests.own_loop import OwnLoop
+
 Behaviour = Callable[["Exchange"], Awaitable[None]]
 PROBE = (0, 64)
 
@@ -63,9 +65,7 @@ class LyingServer:
         self._scripts: defaultdict[tuple[str, str], deque[Behaviour]] = defaultdict(deque)
         self._always: dict[tuple[str, str], Behaviour] = {}
         self._grown = threading.Condition()
-        self._loop = asyncio.new_event_loop()
-        self._connections: set[asyncio.Task[None]] = set()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._running = OwnLoop(self._serve)
 
     def serve(self, path: str, data: bytes, **settings: Any) -> str:
         """The URL of it."""
@@ -92,12 +92,8 @@ class LyingServer:
             self._grown.notify_all()
 
     def __enter__(self) -> LyingServer:
-        self._server = self._loop.run_until_complete(
-            asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
-        )
-        port = self._server.sockets[0].getsockname()[1]
+        port = self._running.begin(ssl=self._tls)
         self.url = f"http{'s' if self._tls else ''}://127.0.0.1:{port}"
-        self._thread.start()
         return self
 
     def __exit__(
@@ -106,24 +102,9 @@ class LyingServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    def _run(self) -> None:
-        self._loop.run_forever()
-
-    async def _close(self) -> None:
-        self._server.close()
-        for task in list(self._connections):
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        self._running.end()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
         try:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
                 while await self._exchange(reader, writer):
@@ -131,7 +112,6 @@ class LyingServer:
         except asyncio.CancelledError:
             pass  # the test is over
         finally:
-            self._connections.discard(task)
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
