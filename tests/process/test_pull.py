@@ -199,7 +199,8 @@ UNRECOVERABLE: dict[str, tuple[Behaviour, str, str]] = {
     ),
     "wrong ranges": (
         lie.with_headers(Content_Range=f"bytes 9-{PIECE + 8}/{len(DATA)}"), "data",
-        "the server sent 9-4104",
+        # A part that was given up for the others' sake may be heard of last.
+        "the server sent 9-4104|the server closed the connection",
     ),
     "stalls for ever": (lie.stall(0), "data", "silent for too long; 6 tries"),
     "no room": (lie.status(503), "data", "in trouble"),
@@ -230,7 +231,7 @@ def test_what_can_not_be_had_is_a_clear_error_and_no_file(
 ) -> None:
     server.always(PATH, behaviour, kind)
     with pytest.raises(SourceFailed, match=message):
-        plain(server, tmp_path, limits=replace(QUICK, stall=0.05))
+        plain(server, tmp_path, limits=replace(QUICK, stall=0.2))
     assert "m.gguf" not in names(tmp_path)
 
 
