@@ -295,7 +295,8 @@ def with_headers(**changed: str | None) -> Behaviour:
             headers.pop(name.replace("_", "-"), None)
             if text is not None:
                 headers[name.replace("_", "-")] = text
-        await exchange.head(status, headers)
+        # A client that has read all of it would ask for more on a connection that is closed.
+        await exchange.head(status, {"Connection": "close", **headers})
         await exchange.send(body)
 
     return behave
