@@ -187,31 +187,28 @@ class Worker:
         sys.stderr.write(f"worker: {reason}\n")
         leave(EXIT_FAILED)
 
-    def _quantize(self, manager: pluggy.PluginManager, order: wire.Quantize) -> None:
-        def progress(share: float, note: str) -> None:
-            self._channel.send(wire.Progress(share, note))
+    def _progress(self, share: float, note: str) -> None:
+        self._channel.send(wire.Progress(share, note))
 
+    def _quantize(self, manager: pluggy.PluginManager, order: wire.Quantize) -> None:
         done = manager.hook.hxd_quantize(
             source=Path(order.source),
             target=Path(order.target),
             variant=order.variant,
             threads=order.threads,
-            progress=progress,
+            progress=self._progress,
         )
         if not done:
             raise PluginError("this plugin does not quantize")
-        progress(1.0, "done")
+        self._progress(1.0, "done")
 
     def _convert(self, manager: pluggy.PluginManager, order: wire.Convert) -> None:
-        def progress(share: float, note: str) -> None:
-            self._channel.send(wire.Progress(share, note))
-
         notes = manager.hook.hxd_convert(
             source=Path(order.source),
             target=Path(order.target),
             name=order.name,
             weights=order.weights,
-            progress=progress,
+            progress=self._progress,
         )
         if notes is None:
             raise PluginError("this plugin does not convert")
