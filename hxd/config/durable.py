@@ -39,9 +39,14 @@ def create(file: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
+def part_of(file: Path) -> Path:
+    """What a crash in the middle of `replace` may leave, until the next one."""
+    return file.with_name(f".{file.name}.part")
+
+
 def replace(file: Path, data: bytes) -> None:
     """Whole or not at all."""
-    part = file.with_name(f".{file.name}.part")
+    part = part_of(file)
     part.unlink(missing_ok=True)
     try:
         create(part, data)

@@ -101,5 +101,6 @@ class Place:
         start."""
         for file in (self.history / FILE, beside(self.config_file, SIGN)):
             with contextlib.suppress(OSError):
+                durable.part_of(file).unlink(missing_ok=True)
                 file.unlink(missing_ok=True)
                 durable.sync(file.parent)
