@@ -431,6 +431,13 @@ def client(self, sequence):
     if Parrot.asked % 5 == 0:
         raise RuntimeError("one of five")
 """
+SAYS_NOTHING_TO_A_THIRD = """
+def add(self, sequence):
+    asked = Parrot.asked
+    super().add(sequence)
+    if asked != Parrot.asked and Parrot.asked % 3 == 0:
+        self._running[sequence.id] = sequence, []
+"""
 TALKS_GARBAGE = """
 def add(self, sequence):
     super().add(sequence)

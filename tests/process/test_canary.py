@@ -28,7 +28,9 @@ from tests.rollouts import (
     GOOD,
     IS_SLOW,
     PLUGIN,
+    SAYS_NOTHING_TO_A_THIRD,
     Clients,
+    Row,
     Visitors,
     admin,
     begin,
@@ -96,6 +98,7 @@ def birds(folder: Path) -> None:
         v4_0=CRASHES_AT_THE_THIRD,
         v6_0=FAILS_A_FIFTH,
         v6_1=IS_SLOW,
+        v6_2=SAYS_NOTHING_TO_A_THIRD,
     )
 
 
@@ -164,6 +167,26 @@ async def test_a_version_that_breaks_or_drags_is_taken_back_and_no_client_sees_i
     async with clients.asking(4) as seen:
         await seen.more(48)
     seen.check()
+    await settled(box, BIRD, 2)
+
+
+class Patient(Visitors):
+    """Clients that take no answer for one."""
+
+    def _judge(self, texts: list[str], right: dict[str, str], release: str, hxd: Row) -> None:
+        super()._judge([text for text in texts if text], right, release, hxd)
+
+
+async def test_a_version_that_leaves_clients_without_an_answer_is_taken_back(box: Daemon) -> None:
+    clients = Patient(box, "1.0", "6.2", prompts=24)
+    async with clients.asking(6) as seen:
+        trial = await begin(box, BIRD, None, plugin=f"{PLUGIN}@6.2", canary=0.5, time="20s")
+        done = await judged(box, trial)
+    seen.check()
+    assert done["phase"] == "rolled_back", done
+    assert "empty answers " in done["reason"], done["reason"]
+    [empty] = [row for row in done["comparison"] if row["metric"] == "empty_share"]
+    assert empty["stable"] == 0 < empty["canary"]
     await settled(box, BIRD, 2)
 
 

@@ -311,6 +311,27 @@ def test_answers_that_clients_dislike_end_it() -> None:
     assert verdict.words.startswith("rolled back: disliked answers 50.0 % of 60 against 10.0 % of")
 
 
+def test_answers_that_say_nothing_end_it() -> None:
+    stable, canary = release(), release()
+    for n in range(60):
+        stable.request(True, empty=n < 3)
+        canary.request(True, empty=n < 30)
+    verdict = at_the_end(stable, canary)
+    assert verdict.decision is Decision.ROLL_BACK
+    assert verdict.reasons[0].metric == "empty"
+    assert verdict.words.startswith("rolled back: empty answers 50.0 % of 60 against 5.0 % of 60")
+
+
+def test_errors_are_no_empty_answers_and_neither_are_those_nobody_saw() -> None:
+    stable, canary = release(0, 60), release(0, 60)
+    canary.request(False, "backend", empty=True)
+    canary.request(True)
+    verdict = at_the_end(stable, canary)
+    assert verdict.decision is Decision.PROMOTE
+    words = [reason.words for reason in verdict.reasons if reason.metric == "empty"]
+    assert words == ["empty answers not compared: none of both releases ended well"]
+
+
 def test_a_canary_that_has_all_the_clients_is_held_to_what_is_healthy() -> None:
     """Traffic is divided by client, and a small box may have one."""
     verdict = at_the_end(release(0, 3), release(30, 100))
@@ -429,9 +450,11 @@ class Box:
 
     def __init__(self, seed: int, timed: bool = True, **worse: float) -> None:
         self.timed = timed
-        self.usual = {"errors": 0.01, "right": 0.95, "ttft": 0.1, "speed": 40.0, "bad": 0.1}
+        self.usual = {
+            "errors": 0.01, "right": 0.95, "ttft": 0.1, "speed": 40.0, "empty": 0.01, "bad": 0.1
+        }  # fmt: skip
         self.changed = {**self.usual, **worse}
-        self.rng = random.Random(seed)
+        self.rng, self.words = random.Random(seed), random.Random(~seed)
 
     def fill(self, sample: Sample, rates: dict[str, float], requests: int, told: int) -> None:
         draw = self.rng.random
@@ -442,7 +465,7 @@ class Box:
                     rates["ttft"] * self.rng.lognormvariate(0.0, 0.5),
                     rates["speed"] * self.rng.lognormvariate(0.0, 0.3),
                 ]
-            sample.request(ok, "backend", *times)
+            sample.request(ok, "backend", *times, empty=self.words.random() < rates["empty"])
         for _ in range(told):
             sample.feedback(draw() >= rates["bad"])
 
@@ -488,7 +511,7 @@ def test_a_canary_as_good_as_stable_is_seldom_rolled_back() -> None:
 def test_a_canary_worse_by_all_the_margins_is_seldom_rolled_back() -> None:
     """The worst that alpha has to hold for."""
     golden = prompts(40, floor=0.4)
-    worse = {"errors": 0.03, "right": 0.90, "ttft": 0.15, "speed": 28.0, "bad": 0.2}
+    worse = {"errors": 0.03, "right": 0.90, "ttft": 0.15, "speed": 28.0, "empty": 0.06, "bad": 0.2}
 
     def life(seed: int) -> Decision:
         return Box(seed, **worse).canary(plan(golden=golden, at_least=60), 60, 180)
@@ -498,7 +521,14 @@ def test_a_canary_worse_by_all_the_margins_is_seldom_rolled_back() -> None:
 
 def test_a_canary_better_than_stable_is_seldom_rolled_back() -> None:
     golden = prompts(40, floor=0.4)
-    better = {"errors": 0.002, "right": 0.99, "ttft": 0.08, "speed": 50.0, "bad": 0.05}
+    better = {
+        "errors": 0.002,
+        "right": 0.99,
+        "ttft": 0.08,
+        "speed": 50.0,
+        "empty": 0.0,
+        "bad": 0.05,
+    }
 
     def life(seed: int) -> Decision:
         return Box(seed, **better).canary(plan(golden=golden, at_least=60), 60, 180)

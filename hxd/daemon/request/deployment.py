@@ -17,11 +17,13 @@ WHOLE = 1 << 32
 class Outcome:
     """How one sequence went on one release. `fault` is a word for what failed, None when nothing
     did. `first_token` in seconds from the sending, `pace` in tokens per second of the whole time;
-    None where they were not seen."""
+    None where they were not seen. `empty`: it ended by itself and said nothing; None where that
+    can't be told, as of vectors."""
 
     fault: str | None
     first_token: float | None = None
     pace: float | None = None
+    empty: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -264,10 +264,11 @@ class Strand:
         if lease is not None and done.finish != "cancelled":
             took = self._setting.clock.now() - self._sent_at
             lease.grant.succeeded(took / max(1, done.completion_tokens - len(self.order.resume)))
-            self._report(None, done.completion_tokens)
+            empty = done.finish == "stop" and not self._told.worded
+            self._report(None, done.completion_tokens, empty)
         self._end(done)
 
-    def _report(self, fault: str | None, tokens: int = 0) -> None:
+    def _report(self, fault: str | None, tokens: int = 0, empty: bool | None = None) -> None:
         """How it went, for whoever compares releases."""
         first, pace = None, None
         if self._first_at is not None:
@@ -275,7 +276,7 @@ class Strand:
             span = self._setting.clock.now() - self._sent_at
             if fault is None and span > 0 and tokens - self._sent >= LEAST_PACED:
                 pace = (tokens - self._sent) / span
-        self.served.report(Outcome(fault, first, pace))
+        self.served.report(Outcome(fault, first, pace, empty))
 
     def _failed(self, failed: wire.Failed) -> None:
         error = failure(failed)

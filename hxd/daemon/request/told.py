@@ -15,6 +15,7 @@ class Told:
     tokens: list[int] = field(default_factory=list)
     pending: list[wire.Logprob] = field(default_factory=list)
     something: bool = False
+    worded: bool = False  # text, calls or reasoning; log probabilities alone are no words
     # Before the first token, and of that, what is to be skipped when it comes again.
     characters: int = 0
     logprobs: int = 0
@@ -40,7 +41,9 @@ class Told:
             self.pending += delta.logprobs
             shown = max(0, len(self.pending) - delta.held)
             delta.logprobs, self.pending = self.pending[:shown], self.pending[shown:]
-        if delta.text or delta.calls or delta.reasoning or delta.logprobs:
+        if delta.text or delta.calls or delta.reasoning:
+            self.something = self.worded = True
+        elif delta.logprobs:
             self.something = True
         return delta
 
@@ -56,5 +59,5 @@ class Told:
         """The next worker begins from nothing."""
         self.tokens.clear()
         self.pending.clear()
-        self.something = False
+        self.something = self.worded = False
         self.characters = self.logprobs = self.skip_characters = self.skip_logprobs = 0

@@ -38,13 +38,14 @@ class Margins:
     ttft_seconds: float = 0.05  # so much longer in the median, which is what a person can notice
     speed: float = 0.7  # times as many tokens per second
     golden: float = 0.02  # fewer of the golden prompts
+    empty: float = 0.05  # more of the answers that ended by themselves and say nothing
     disliked: float = 0.10  # more of the answers that clients spoke of
     # Times as perplexed by a fixed text, of two variants of one version. Quantizing that is worth
     # having costs a few hundredths; down to q2_k of a small model it may be half as much again.
     perplexity: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("error_rate", "golden", "disliked"):
+        for name in ("error_rate", "golden", "empty", "disliked"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"margin {name} is not a share from 0 to 1")
         if not (1.0 <= self.ttft < math.inf and 0.0 < self.speed <= 1.0):
@@ -112,6 +113,13 @@ def disliked(stable: Sample, canary: Sample, margin: float, alpha: float) -> Rea
     if not stable.disliked.of or not canary.disliked.of:
         return _not_compared("disliked", name, "nobody spoke of both releases' answers")
     return _shares("disliked", name, stable.disliked, canary.disliked, margin, alpha)
+
+
+def empty(stable: Sample, canary: Sample, margin: float, alpha: float) -> Reason:
+    name = "empty answers"
+    if not stable.empty.of or not canary.empty.of:
+        return _not_compared("empty", name, "none of both releases ended well")
+    return _shares("empty", name, stable.empty, canary.empty, margin, alpha)
 
 
 def ttft(stable: Sample, canary: Sample, margins: Margins, alpha: float) -> Reason:

@@ -69,6 +69,7 @@ class Sample:
         self.first_errors = Count(0, 0)  # of the first `FIRST_REQUESTS`
         self.caller_faults = 0
         self.faults: dict[str, int] = {}
+        self.empty = Count(0, 0)  # of the answers that ended well
         self.ttft = Reservoir(2 * seed)
         self.speed = Reservoir(2 * seed + 1)
         self.outcomes: dict[str, Outcome] = {}
@@ -81,8 +82,10 @@ class Sample:
         fault: str | None = None,
         ttft_seconds: float | None = None,
         tokens_per_second: float | None = None,
+        empty: bool | None = None,
     ) -> None:
         """The end of a request. `fault` is whose it was (`errors.Fault`) if it did not go well.
+        `empty`: whether the answer was; None if that was not seen.
 
         What the caller did wrong counts for neither side, as in the breaker: a bad parameter says
         nothing about a version. Nor should a cancelled request be told as a failed one.
@@ -96,6 +99,8 @@ class Sample:
         self.errors = _counted(self.errors, not ok)
         if self.first_errors.of < FIRST_REQUESTS:
             self.first_errors = _counted(self.first_errors, not ok)
+        if ok and empty is not None:
+            self.empty = _counted(self.empty, empty)
         self.ttft.add(ttft_seconds)
         self.speed.add(tokens_per_second)
 
@@ -130,6 +135,7 @@ def compare(stable: Sample, canary: Sample) -> list[dict[str, Any]]:
     rows = [
         _row("requests", "", stable.requests, canary.requests, stable.requests, canary.requests),
         _share_row("error_rate", stable.errors, canary.errors),
+        _share_row("empty_share", stable.empty, canary.empty),
         _row(
             "caller_faults",
             "",

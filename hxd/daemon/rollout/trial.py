@@ -81,6 +81,7 @@ class Contest:
 def _into(sample: Sample) -> Callable[[Outcome], None]:
     def heard(outcome: Outcome) -> None:
         fault = None if outcome.fault is None else Fault.BACKEND.value
-        sample.request(outcome.fault is None, fault, outcome.first_token, outcome.pace)
+        ok = outcome.fault is None
+        sample.request(ok, fault, outcome.first_token, outcome.pace, outcome.empty)
 
     return heard

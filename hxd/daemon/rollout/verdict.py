@@ -19,7 +19,14 @@ from hxd.daemon.rollout.sample import Sample
 
 # How the probability of a false alarm is divided: most for what hurts most and is hardest to see.
 # Times are many and tell soon.
-PORTIONS = {"error_rate": 0.4, "golden": 0.3, "ttft": 0.1, "speed": 0.1, "disliked": 0.1}
+PORTIONS = {
+    "error_rate": 0.4,
+    "golden": 0.3,
+    "ttft": 0.1,
+    "speed": 0.1,
+    "empty": 0.05,
+    "disliked": 0.05,
+}
 # Half of a portion is spent on the way, with the square of how much is known, which stops what is
 # plainly broken. The other half is kept for the end, when most is known: of canaries that fail 10 %
 # of 200 requests beside 1 %, that finds 96 in 100 and not 94.
@@ -167,6 +174,7 @@ class Judge:
             "golden": lambda a: reasons.golden(stable, canary, plan.golden, margins.golden, a),
             "ttft": lambda a: reasons.ttft(stable, canary, margins, a),
             "speed": lambda a: reasons.speed(stable, canary, margins, a),
+            "empty": lambda a: reasons.empty(stable, canary, margins.empty, a),
             "disliked": lambda a: reasons.disliked(stable, canary, margins.disliked, a),
         }
         traffic = self._traffic(canary, elapsed)
