@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hxd.daemon.store import quarantine
 from hxd.daemon.store.backup import backup, restore
 from hxd.daemon.store.doctor import examine, mend
 from hxd.daemon.store.faults import Corrupt
@@ -68,7 +69,7 @@ ATOMIC: dict[str, Act] = {
     "add a variant": add_variant,
     "set a label": lambda library, _: library.set_label("m", "stable", 2),
     "spoil a copy": spoiled,
-    "quarantine": lambda library, _: library.quarantine("m", 2, "crashes"),
+    "quarantine": lambda library, _: quarantine.impose(library, "m", 2, "crashes"),
     "remove a version": lambda library, _: library.remove("m", 3),
     "remove a variant": lambda library, _: library.remove("m", 1, variant="q4_0"),
 }

@@ -63,6 +63,7 @@ from hxd.daemon.rollout.rollouts import Rollouts
 from hxd.daemon.rollout.validation import Means as Trying
 from hxd.daemon.rollout.validation import Validation
 from hxd.daemon.routes import config_routes, plugin_routes, routes
+from hxd.daemon.store import quarantine
 from hxd.daemon.store.faults import Corrupt, StoreError
 from hxd.daemon.store.label_cache import LabelCache
 from hxd.daemon.store.sources import Choice, Source, SourceError, stored_name
@@ -363,11 +364,11 @@ def _condemn(stores: Stores, held: Version, variant: str, why: str) -> None:
     try:
         stores.models.ensure(held, variant)
     except Corrupt as error:
-        stores.models.quarantine(held.name, held.number, str(error), cause="bytes")
+        quarantine.impose(stores.models, held.name, held.number, str(error), cause="bytes")
     except StoreError:
         pass  # It is there already.
     else:
-        stores.models.quarantine(held.name, held.number, why)
+        quarantine.impose(stores.models, held.name, held.number, why)
 
 
 async def _listen_admin(live: Live, app: web.Application, stack: contextlib.AsyncExitStack) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from hxd.daemon.rollout.loan import recover
 from hxd.daemon.rollout.record import Ask, Before, Deployed, Record
+from hxd.daemon.store import quarantine
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.sources import AS_CONFIGURED, Choice
 from tests import tiny
@@ -27,7 +28,7 @@ def library(tmp_path: Path) -> Library:
         with library.stage([tiny.write(tmp_path / "m.gguf", seed)], "m", take="copy") as stage:
             stage.publish({}, labels=["stable"])
     library.set_label("m", "stable", 1)
-    library.quarantine("m", 2, "it is corrupted", cause="bytes")
+    quarantine.impose(library, "m", 2, "it is corrupted", cause="bytes")
     record = Record(tmp_path)
     pending = Ask(model="m", choice=Choice(1))
     record.save(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hxd.daemon.store import quarantine
 from hxd.daemon.store import snapshots as tables
 from hxd.daemon.store.backup import backup, restore, snapshots
 from hxd.daemon.store.faults import (
@@ -72,7 +73,7 @@ def test_a_second_backup_copies_only_what_is_new(library: Library, tmp_path: Pat
 
 def test_a_lost_model_comes_back_as_it_was(library: Library, tmp_path: Path) -> None:
     before = content(library)
-    library.quarantine("org/m", 2, "crashes")
+    quarantine.impose(library, "org/m", 2, "crashes")
     backup(library, tmp_path / "backup")
     shutil.rmtree(library.models / "org")
     done = restore(library, tmp_path / "backup")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hxd.daemon.store import quarantine
 from hxd.daemon.store.backup import backup
 from hxd.daemon.store.doctor import Cure, Kind, Trouble, examine, mend
 from hxd.daemon.store.faults import Conflict, SourceFailed
@@ -117,8 +118,8 @@ def test_a_mended_version_leaves_quarantine_only_if_its_bytes_were_why(
     library: Library, tmp_path: Path
 ) -> None:
     backup(library, tmp_path / "backup")
-    library.quarantine("org/m", 1, "crashes workers")
-    library.quarantine("org/m", 2, "rotten", cause="bytes")
+    quarantine.impose(library, "org/m", 1, "crashes workers")
+    quarantine.impose(library, "org/m", 2, "rotten", cause="bytes")
     for number in (1, 2):
         tiny.flip(library.version("org/m", number).files("f16")[0])
     cures = healed(library, saved=tmp_path / "backup")

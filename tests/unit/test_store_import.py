@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hxd import gguf
-from hxd.daemon.store import candidates
+from hxd.daemon.store import candidates, quarantine
 from hxd.daemon.store.candidates import collect
 from hxd.daemon.store.faults import (
     BadName,
@@ -323,7 +323,7 @@ def test_a_full_disk_is_said_so_before_the_copy_and_while_it_goes_on(tmp_path: P
         for act in (
             lambda: library.set_label("hxd-demo", "canary", 1),
             lambda: library.set_golden("hxd-demo", b"x" * 10_000),
-            lambda: library.quarantine("hxd-demo", 1, "x" * 1000),
+            lambda: quarantine.impose(library, "hxd-demo", 1, "x" * 1000),
         ):
             with pytest.raises(StoreBroken, match="No space left"):
                 act()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hxd.daemon.store import demo, disk
+from hxd.daemon.store import demo, disk, quarantine
 from hxd.daemon.store.digests import Seen
 from hxd.daemon.store.faults import BadName, Cancelled, Conflict, Corrupt, NotThere, StoreError
 from hxd.daemon.store.findings import What
@@ -163,7 +163,7 @@ def test_a_bad_name_ends_before_any_file_is_touched(name: str, tmp_path: Path) -
         lambda: library.set_label(name, "stable", 1),
         lambda: library.remove(name, 1),
         lambda: library.verify(name),
-        lambda: library.quarantine(name, 1, "why"),
+        lambda: quarantine.impose(library, name, 1, "why"),
     ):
         with pytest.raises(BadName):
             act()
@@ -310,7 +310,7 @@ def test_quarantine_keeps_a_version_from_being_loaded_until_it_is_whole(
     library: Library, publish: Callable[..., Version]
 ) -> None:
     version = publish()
-    library.quarantine("m", 1, "crashed 5 workers\nin a row")
+    quarantine.impose(library, "m", 1, "crashed 5 workers\nin a row")
     marked = library.resolve(Reference.parse("m"))
     assert marked.quarantined is not None and "crashed 5 workers" in marked.quarantined
     with pytest.raises(Conflict, match="in quarantine: crashed 5 workers"):
@@ -319,9 +319,9 @@ def test_quarantine_keeps_a_version_from_being_loaded_until_it_is_whole(
         library.set_label("m", "canary", 1)
     tiny.flip(version.files("f16")[0])
     with pytest.raises(Corrupt, match="stays in quarantine"):
-        library.release("m", 1)
+        quarantine.release(library, "m", 1)
     tiny.flip(version.files("f16")[0])
-    library.release("m", 1)
+    quarantine.release(library, "m", 1)
     assert library.ensure(version, "f16") and library.version("m", 1).quarantined is None
 
 
@@ -329,12 +329,12 @@ def test_a_derived_variant_is_quarantined_alone(
     library: Library, publish: Callable[..., Version]
 ) -> None:
     version = variant(library, publish())
-    library.quarantine("m", 1, "wrong answers", "q4_0")
+    quarantine.impose(library, "m", 1, "wrong answers", "q4_0")
     with pytest.raises(Conflict, match="wrong answers"):
         library.ensure(version, "q4_0")
     assert library.ensure(version, "f16")
     assert library.version("m", 1).marks["q4_0"].why == "wrong answers"
-    library.release("m", 1, "q4_0")
+    quarantine.release(library, "m", 1, "q4_0")
     assert library.ensure(version, "q4_0")
 
 

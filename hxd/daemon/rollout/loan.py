@@ -19,6 +19,7 @@ from hxd.daemon.rollout.record import Ask, Before, Record
 from hxd.daemon.rollout.rollout import Rollout
 from hxd.daemon.rollout.rollouts import Rollouts
 from hxd.daemon.rollout.targets import identity, same
+from hxd.daemon.store import quarantine
 from hxd.daemon.store.disk import broken
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.sources import Choice
@@ -220,7 +221,7 @@ def lift(library: Library, name: str, number: int) -> str | None:
     """The quarantine of a version, if it is in one; why it was. Raises `Corrupt` while a file is
     not the manifest's. Blocks."""
     if (why := library.version(name, number).quarantined) is not None:
-        library.release(name, number)
+        quarantine.release(library, name, number)
     return why
 
 

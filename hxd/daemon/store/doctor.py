@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hxd.daemon.store import candidates, disk, intake, restore, seed
+from hxd.daemon.store import candidates, disk, intake, quarantine, restore, seed
 from hxd.daemon.store.beneath import Beneath
 from hxd.daemon.store.disk import guarded
 from hxd.daemon.store.examine import examine, label_troubles
@@ -108,6 +108,9 @@ class _Doctor:
     def _path(self, trouble: Trouble) -> Path:
         return self.library.root / trouble.path
 
+    def _impound(self, path: Path, trouble: Trouble) -> Path:
+        return quarantine.impound(self.library, path, trouble.detail)
+
     def _leftover(self, trouble: Trouble) -> Cure:
         path = self._path(trouble)
         if path in self.library.workspaces.leftovers():
@@ -122,7 +125,7 @@ class _Doctor:
         path = self._path(trouble)
         if not os.path.lexists(path):
             return Cure(trouble, True, "gone")
-        return Cure(trouble, True, f"taken out to {self.library.impound(path, trouble.detail)}")
+        return Cure(trouble, True, f"taken out to {self._impound(path, trouble)}")
 
     def _owner(self, trouble: Trouble) -> Cure:
         path, owner = self._path(trouble), self.library.root.stat()
@@ -150,7 +153,7 @@ class _Doctor:
         came = self._bring_version(name, number)
         if came:
             return Cure(trouble, True, came)
-        lies = self.library.impound(path, trouble.detail) if os.path.lexists(path) else "nowhere"
+        lies = self._impound(path, trouble) if os.path.lexists(path) else "nowhere"
         return Cure(
             trouble,
             False,
@@ -177,7 +180,7 @@ class _Doctor:
         if trouble.variant in self.library.version(trouble.name, trouble.version).derived:
             return Cure(trouble, True, "there is a manifest now")
         if os.path.lexists(path):
-            lies = self.library.impound(path, trouble.detail)
+            lies = self._impound(path, trouble)
             return Cure(trouble, True, f"taken out to {lies}; {again} makes it again")
         return Cure(trouble, True, f"gone; {again} makes it again")
 
@@ -196,13 +199,13 @@ class _Doctor:
                 taken, where = self._good_copy(entry, space / path.name)
             if taken is not None:
                 if os.path.lexists(path):
-                    self.library.impound(path, trouble.detail)
+                    self._impound(path, trouble)
                 self.library.put_file(path, taken)
                 return Cure(trouble, True, f"put in again, from {where}")
         finally:
             self.library.drop(space)
         if derived:
-            lies = self.library.impound(version.folder / VARIANTS / derived, trouble.detail)
+            lies = self._impound(version.folder / VARIANTS / derived, trouble)
             return Cure(
                 trouble,
                 True,
@@ -210,10 +213,10 @@ class _Doctor:
                 "makes it again",
             )
         if os.path.lexists(path) and trouble.what != What.HEADER:
-            self.library.impound(path, trouble.detail)
+            self._impound(path, trouble)
         if version.mark is None:
             why = f"{path.name}: {trouble.detail}"
-            self.library.quarantine(version.name, version.number, why, cause="bytes")
+            quarantine.impose(self.library, version.name, version.number, why, cause="bytes")
         return Cure(
             trouble,
             False,
@@ -277,7 +280,7 @@ class _Doctor:
         if mark is None:
             return Cure(trouble, True, "out of quarantine")
         if mark.cause == "bytes":
-            self.library.release(version.name, version.number, variant, self.work)
+            quarantine.release(self.library, version.name, version.number, variant, self.work)
             return Cure(trouble, True, "its files are the manifest's again; out of quarantine")
         return Cure(
             trouble,
@@ -301,7 +304,7 @@ class _Doctor:
             if trouble.kind is Kind.LABEL:
                 known = library.labels(name)
             else:
-                library.impound(self._path(trouble), trouble.detail)
+                self._impound(self._path(trouble), trouble)
                 known = {STABLE: 0}
             moved = [label for label, at in known.items() if at not in there]
             kept = {label: at for label, at in known.items() if at in there}

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hxd.daemon.store import candidates, quarantine, version
+from hxd.daemon.store import candidates, version
 from hxd.daemon.store import manifest as manifests
+from hxd.daemon.store import mark as marking
 from hxd.daemon.store.beneath import Beneath
 from hxd.daemon.store.digests import Digests
 from hxd.daemon.store.faults import Corrupt
@@ -52,7 +53,7 @@ def examine(
     tree: Beneath, digests: Digests, found: Version, work: Work, *, deep: bool = True
 ) -> Iterator[Finding]:
     """All files of a version whose manifest is good; `deep` reads them, else only their sizes."""
-    known = {manifests.FILE, quarantine.FILE, *found.manifest.files}
+    known = {manifests.FILE, marking.FILE, *found.manifest.files}
     if found.derived:
         known.add(VARIANTS)
     yield from _part(tree, digests, found, "", found.manifest, known, work, deep)
@@ -64,7 +65,7 @@ def examine(
             found,
             below,
             manifest,
-            {manifests.FILE, quarantine.FILE, *manifest.files},
+            {manifests.FILE, marking.FILE, *manifest.files},
             work,
             deep,
         )

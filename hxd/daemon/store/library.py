@@ -11,7 +11,6 @@ import contextlib
 import datetime
 import errno
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,10 +18,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from hxd.config import durable
-from hxd.daemon.store import candidates, demo, disk, findings, intake, quarantine
+from hxd.daemon.store import candidates, demo, disk, findings, intake
 from hxd.daemon.store import labels as labelling
 from hxd.daemon.store import manifest as manifests
 from hxd.daemon.store.digests import Digests
@@ -42,8 +39,7 @@ from hxd.daemon.store.journal import Journal
 from hxd.daemon.store.labels import STABLE, Labels
 from hxd.daemon.store.lockfile import locked
 from hxd.daemon.store.manifest import FileEntry, Manifest
-from hxd.daemon.store.quarantine import Cause, Mark
-from hxd.daemon.store.reference import Label, ModelName, VariantName, shown
+from hxd.daemon.store.reference import Label, ModelName, VariantName
 from hxd.daemon.store.shelf import GOLDEN, MAX_GOLDEN, Shelf, numbered
 from hxd.daemon.store.stage import Stage
 from hxd.daemon.store.unseeded import FILE as UNSEEDED
@@ -458,55 +454,6 @@ class Library(Shelf):
                     )
         return self.stand_ins.get(files[0], files[0])
 
-    def quarantine(
-        self,
-        name: str,
-        number: int,
-        why: str,
-        variant: str | None = None,
-        *,
-        cause: Cause = "behaviour",
-    ) -> None:
-        """From now on `ensure` refuses it. `cause` is `bytes` where mending the files is enough to
-        let it out again; the doctor then does so."""
-        with guarded(f"quarantine {shown(name)}@{number}"), self.writing:
-            file = self._marked_folder(name, number, variant) / quarantine.FILE
-            mark = quarantine.write(Mark(why, self.today(), cause))
-            disk.write_atomic(file, mark, self.workspaces.folder)
-
-    def release(
-        self, name: str, number: int, variant: str | None = None, work: Work | None = None
-    ) -> None:
-        """Lifts the quarantine; raises `Corrupt` while a file is not the manifest's."""
-        below = f"{VARIANTS}/{variant}/" if variant is not None else ""
-        for finding in self.verify(name, number, work):
-            # What ails a derived variant keeps only that one in.
-            ours = finding.file.startswith(below or f"{VARIANTS}/") == bool(below)
-            if ours and finding.what is not What.EXTRA:
-                raise Corrupt(
-                    f"{shown(name)}@{number} stays in quarantine: {finding.file}: "
-                    f"{finding.detail}. Run hxctl model doctor"
-                )
-        with guarded(f"release {shown(name)}@{number}"), self.writing:
-            folder = self._marked_folder(name, number, variant)
-            (folder / quarantine.FILE).unlink(missing_ok=True)
-            durable.sync(folder)
-
-    def impound(self, path: Path, why: str) -> Path:
-        """Takes something out of the store, into a folder of `quarantine/` with the reason beside
-        it; returns where it lies. A symbolic link goes as a link."""
-        with guarded(f"take {path} out of the store"), self.writing:
-            when = self.today().replace(":", "").replace("-", "")
-            disk.make_folder(self.root / QUARANTINE)
-            folder = self.root / QUARANTINE / f"{when}-{secrets.token_hex(4)}"
-            disk.make_folder(folder)
-            reason = {"was": str(path.relative_to(self.root)), "why": why, "since": self.today()}
-            text = tomli_w.dumps(reason).encode("utf-8", "backslashreplace")
-            disk.write_new(folder / "reason.toml", text)
-            # A name of its own: what is impounded may be called reason.toml.
-            disk.move(path, folder / f"was-{path.name}"[:255])
-            return folder
-
     # Parts
 
     def today(self) -> str:
@@ -584,11 +531,6 @@ class Library(Shelf):
                 f"{version} is in use; hxctl swap {name} VERSION first, or take it out of the "
                 "config"
             )
-
-    def _marked_folder(self, name: str, number: int, variant: str | None) -> Path:
-        """A variant that was imported is the version itself."""
-        version = self.version(name, number)
-        return version.folder if variant is None else version.part(variant)[0]
 
 
 def _check_golden(golden: bytes | None) -> None:

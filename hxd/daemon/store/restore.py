@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hxd.daemon.store import candidates, disk, findings, intake, quarantine, snapshots
+from hxd.daemon.store import mark as marking
 from hxd.daemon.store.beneath import Beneath
 from hxd.daemon.store.disk import guarded
 from hxd.daemon.store.faults import Corrupt, NotThere
@@ -21,7 +22,7 @@ from hxd.daemon.store.findings import What
 from hxd.daemon.store.intake import Taken
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.manifest import FileEntry, Manifest
-from hxd.daemon.store.quarantine import Mark
+from hxd.daemon.store.mark import Mark
 from hxd.daemon.store.reference import ModelName
 from hxd.daemon.store.snapshots import SavedModel, SavedVersion, Snapshot
 from hxd.daemon.store.version import VARIANTS, Version
@@ -228,9 +229,9 @@ def _place(library: Library, part: _Part, report: Restored) -> None:
     else:
         if part.quarantined:
             mark = Mark(part.quarantined, library.today())
-            disk.write_new(inside / quarantine.FILE, quarantine.write(mark))
+            disk.write_new(inside / marking.FILE, marking.write(mark))
         if part.instead:
-            library.impound(part.place, "replaced by the backup's")
+            quarantine.impound(library, part.place, "replaced by the backup's")
         if part.variant is None:
             library.enter(inside, part.manifest, part.taken)
             report.versions.append(label)

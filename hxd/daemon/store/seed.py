@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from hxd.daemon.store import demo, intake
+from hxd.daemon.store import demo, intake, quarantine
 from hxd.daemon.store import labels as labelling
 from hxd.daemon.store import manifest as manifests
 from hxd.daemon.store.disk import guarded
@@ -96,7 +96,7 @@ def _copy(library: Library, source: Path) -> None:
                 raise Corrupt(f"{one.source} is corrupted; install hxd again")
         place = library.folder(NAME) / str(manifest.version)
         if os.path.lexists(place):
-            library.impound(place, "replaced by the built-in model")
+            quarantine.impound(library, place, "replaced by the built-in model")
         origin = f"builtin:demo@{manifest.version}"
         library.enter(folder, msgspec.structs.replace(manifest, origin=origin), taken)
     finally:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hxd.daemon.store import manifest as manifests
-from hxd.daemon.store import quarantine
+from hxd.daemon.store import mark as marking
 from hxd.daemon.store.beneath import Beneath
 from hxd.daemon.store.faults import BadName, Corrupt, NotThere
 from hxd.daemon.store.manifest import Manifest
-from hxd.daemon.store.quarantine import Mark
+from hxd.daemon.store.mark import Mark
 from hxd.daemon.store.reference import ModelName, VariantName, shown
 from hxd.errors import nearest
 
@@ -109,7 +109,7 @@ def read_manifest(tree: Beneath, folder: Path) -> Manifest:
 
 def read_mark(tree: Beneath, folder: Path) -> Mark | None:
     try:
-        return quarantine.read(tree.read(folder / quarantine.FILE, quarantine.MAX_BYTES))
+        return marking.read(tree.read(folder / marking.FILE, marking.MAX_BYTES))
     except FileNotFoundError:
         return None
     except Corrupt:
