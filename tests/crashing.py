@@ -17,6 +17,7 @@ from hxd.daemon.store import quarantine
 from hxd.daemon.store.backup import backup, restore
 from hxd.daemon.store.doctor import examine, mend
 from hxd.daemon.store.faults import Corrupt
+from hxd.daemon.store.integrity import verify
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.spoil import spoil
 from tests import tiny
@@ -122,7 +123,7 @@ def faults(folder: Path, allowed: list[dict[str, Any]]) -> list[str]:
     try:
         library.prepare()
         found = [f"{one.kind} {one.path}: {one.detail}" for one in examine(library, deep=False)]
-        found += [str(finding) for finding in library.verify("m")] if library.versions("m") else []
+        found += [str(finding) for finding in verify(library, "m")] if library.versions("m") else []
         seen = summary(library)
     except Exception as error:  # Any failure at all is what this looks for.
         return [repr(error)]

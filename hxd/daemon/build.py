@@ -65,6 +65,7 @@ from hxd.daemon.rollout.validation import Validation
 from hxd.daemon.routes import config_routes, plugin_routes, routes
 from hxd.daemon.store import quarantine
 from hxd.daemon.store.faults import Corrupt, StoreError
+from hxd.daemon.store.integrity import ensure
 from hxd.daemon.store.label_cache import LabelCache
 from hxd.daemon.store.sources import Choice, Source, SourceError, stored_name
 from hxd.daemon.store.stores import Stores
@@ -362,7 +363,7 @@ def _store_means(live: Live, stores: Stores) -> tuple[Any, ...]:
 def _condemn(stores: Stores, held: Version, variant: str, why: str) -> None:
     """In quarantine for what it did; or for its bytes, where mending them is enough."""
     try:
-        stores.models.ensure(held, variant)
+        ensure(stores.models, held, variant)
     except Corrupt as error:
         quarantine.impose(stores.models, held.name, held.number, str(error), cause="bytes")
     except StoreError:

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 from hxd.daemon.store.backup import backup, restore, snapshots
 from hxd.daemon.store.doctor import examine
+from hxd.daemon.store.integrity import ensure
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.reference import Label, ModelName, Reference
 from tests.support import ROOT
@@ -103,7 +104,7 @@ def check(root: Path, before: dict[str, int], when: str) -> None:
             assert number in versions, (name, label, when)
             found = library.resolve(Reference(ModelName(name), selector=Label(label)))
             for variant in found.variants():
-                assert library.ensure(found, variant).is_file()
+                assert ensure(library, found, variant).is_file()
         if name != "hxd-demo":
             assert library.resolve(Reference.parse(name)).number in versions, when
             assert library.golden(name) is not None, when

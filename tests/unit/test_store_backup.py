@@ -22,6 +22,7 @@ from hxd.daemon.store.faults import (
     StoreBroken,
     StoreError,
 )
+from hxd.daemon.store.integrity import verify
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.lockfile import locked
 from hxd.daemon.store.work import Work
@@ -81,7 +82,7 @@ def test_a_lost_model_comes_back_as_it_was(library: Library, tmp_path: Path) -> 
     assert library.version("org/m", 2).mark is not None
     (library.models / "org/m/2/quarantined.toml").unlink()
     assert content(library) == before
-    assert library.verify() == []
+    assert verify(library) == []
 
 
 def test_a_second_restore_changes_nothing(library: Library, tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_a_version_with_another_content_is_never_replaced(library: Library, tmp_
     assert done.kept == ["org/m@1: it has another content than the backup's"]
     assert done.versions == ["org/m@2"]
     assert library.version("org/m", 1).manifest.files["m.gguf"].bytes
-    assert library.verify("org/m") == []
+    assert verify(library, "org/m") == []
 
 
 def test_a_version_whose_manifest_is_lost_is_replaced_and_kept_aside(

@@ -14,6 +14,7 @@ from hxd.daemon.store import quarantine
 from hxd.daemon.store.backup import backup
 from hxd.daemon.store.doctor import Cure, Kind, Trouble, examine, mend
 from hxd.daemon.store.faults import Conflict, SourceFailed
+from hxd.daemon.store.integrity import ensure, verify
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.work import Work
 from tests import tiny
@@ -64,7 +65,7 @@ def test_a_flipped_byte_comes_back_from_the_backup(library: Library, tmp_path: P
     tiny.flip(version.files("f16")[0])
     (cure,) = healed(library, saved=tmp_path / "backup")
     assert cure.done and "from the backup" in cure.what
-    assert library.verify() == [] and library.ensure(version, "f16")
+    assert verify(library) == [] and ensure(library, version, "f16")
     assert len(list((library.root / "quarantine").rglob("was-m.gguf"))) == 1
 
 
@@ -75,7 +76,7 @@ def test_the_built_in_model_mends_itself_without_a_backup(library: Library) -> N
     cures = healed(library)
     assert [cure.done for cure in cures] == [True, True]
     assert "built-in" in cures[0].what and "built-in" in cures[1].what
-    assert library.verify() == [] and library.labels("hxd-demo") == {"stable": 2}
+    assert verify(library) == [] and library.labels("hxd-demo") == {"stable": 2}
 
 
 def test_a_file_is_fetched_again_and_believed_by_its_digest(library: Library) -> None:
@@ -110,8 +111,8 @@ def test_what_nothing_mends_is_quarantined_and_the_operator_told(library: Librar
     sha256 = version.manifest.files["m.gguf"].sha256
     assert not cure.done and sha256 in cure.what and "hxctl model rm org/m@2" in cure.what
     with pytest.raises(Conflict, match="in quarantine"):
-        library.ensure(version, "f16")
-    assert library.ensure(library.version("org/m", 1), "f16")
+        ensure(library, version, "f16")
+    assert ensure(library, library.version("org/m", 1), "f16")
 
 
 def test_a_mended_version_leaves_quarantine_only_if_its_bytes_were_why(
@@ -165,7 +166,7 @@ def test_a_version_without_a_manifest_comes_back_from_the_backup(
     (library.models / "org/m/1/manifest.toml").unlink()
     (cure,) = healed(library, saved=tmp_path / "backup")
     assert cure.done and "restored" in cure.what
-    assert library.verify() == [] and library.labels("org/m") == {"stable": 1}
+    assert verify(library) == [] and library.labels("org/m") == {"stable": 1}
 
 
 def test_a_labelled_version_that_is_gone_comes_back_from_the_backup(
@@ -175,7 +176,7 @@ def test_a_labelled_version_that_is_gone_comes_back_from_the_backup(
     shutil.rmtree(library.models / "org/m/1")
     (cure,) = healed(library, saved=tmp_path / "backup")
     assert cure.done and "org/m@1 is back" in cure.what
-    assert library.labels("org/m") == {"stable": 1} and library.verify() == []
+    assert library.labels("org/m") == {"stable": 1} and verify(library) == []
 
 
 def test_an_unreadable_label_file_is_made_anew(library: Library) -> None:
@@ -197,7 +198,7 @@ def test_what_does_not_belong_is_taken_out_and_not_deleted(
     assert len(cures) == 6 and all(cure.done for cure in cures)
     kept = library.root / "quarantine"
     assert [path.read_text() for path in kept.rglob("was-stray.txt")] == ["keep me"]
-    assert Path("/etc").is_dir() and library.verify() == []
+    assert Path("/etc").is_dir() and verify(library) == []
 
 
 def test_leftovers_go_and_workspaces_in_use_stay(library: Library) -> None:

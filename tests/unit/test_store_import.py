@@ -23,6 +23,7 @@ from hxd.daemon.store.faults import (
     StoreBroken,
     StoreError,
 )
+from hxd.daemon.store.integrity import ensure, verify
 from hxd.daemon.store.labels import Labels
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.reference import ModelName, Reference
@@ -80,7 +81,7 @@ def test_a_moved_file_is_gone_from_where_it_was_only_after_the_publication(
         assert source.exists()
         version = stage.publish({})
     assert not source.exists()
-    assert library.ensure(version, "f16").stat().st_mode & 0o077 == 0
+    assert ensure(library, version, "f16").stat().st_mode & 0o077 == 0
 
 
 def test_all_shards_of_a_folder_become_one_version_in_order(
@@ -95,8 +96,8 @@ def test_all_shards_of_a_folder_become_one_version_in_order(
         version = stage.publish({})
     (shards,) = version.variants().values()
     assert [shard.name for shard in shards] == [file.name for file in files]
-    assert library.ensure(version, "f16") == shards[0]
-    assert library.verify("m") == []
+    assert ensure(library, version, "f16") == shards[0]
+    assert verify(library, "m") == []
 
 
 def test_shards_in_any_order_are_sorted_and_a_missing_one_is_named(
@@ -255,7 +256,7 @@ def test_a_source_on_another_file_system_is_copied(library: Library) -> None:
             assert stage.taken[0].how == "copy"
             version = stage.publish({})
         assert not source.exists()
-        assert library.verify("m") == [] and library.ensure(version, "f16").is_file()
+        assert verify(library, "m") == [] and ensure(library, version, "f16").is_file()
     finally:
         source.unlink(missing_ok=True)
 
@@ -339,6 +340,6 @@ def test_a_full_disk_is_said_so_before_the_copy_and_while_it_goes_on(tmp_path: P
         assert library.labelled(ModelName("hxd-demo")) == Labels(3)
         (disk / "filler").unlink()
         bring_back(library, [1, 2])
-        assert library.verify() == [] and library.labels("hxd-demo") == {"stable": 2}
+        assert verify(library) == [] and library.labels("hxd-demo") == {"stable": 2}
     finally:
         subprocess.run(["umount", disk], check=True)

@@ -16,6 +16,7 @@ from hxd.daemon.store import demo, disk, quarantine
 from hxd.daemon.store.digests import Seen
 from hxd.daemon.store.faults import BadName, Cancelled, Conflict, Corrupt, NotThere, StoreError
 from hxd.daemon.store.findings import What
+from hxd.daemon.store.integrity import ensure, verify
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.reference import Reference
 from hxd.daemon.store.seed import bring_back
@@ -111,7 +112,7 @@ def test_models_whose_names_begin_alike_do_not_touch_each_other(
     assert library.names() == ["a", "a/b", "a/b/c", "hxd-demo"]
     library.remove_model("a/b")
     assert library.names() == ["a", "a/b/c", "hxd-demo"]
-    assert library.verify() == []
+    assert verify(library) == []
 
 
 def test_labelled_and_used_versions_are_not_removed(
@@ -162,7 +163,7 @@ def test_a_bad_name_ends_before_any_file_is_touched(name: str, tmp_path: Path) -
         lambda: library.set_golden(name, b""),
         lambda: library.set_label(name, "stable", 1),
         lambda: library.remove(name, 1),
-        lambda: library.verify(name),
+        lambda: verify(library, name),
         lambda: quarantine.impose(library, name, 1, "why"),
     ):
         with pytest.raises(BadName):
@@ -177,14 +178,14 @@ def test_a_derived_variant_comes_and_goes_without_its_parent(
     assert list(version.variants()) == ["f16", "q4_0"]
     made = version.derived["q4_0"]
     assert (made.made_by, made.made_from) == ("llama_cpp 1.0", version.manifest.digests)
-    assert library.ensure(version, "q4_0").name == "q4_0.gguf"
+    assert ensure(library, version, "q4_0").name == "q4_0.gguf"
     with pytest.raises(Conflict, match="has a variant q4_0 already"):
         variant(library, version)
     with pytest.raises(Conflict, match="imported as"):
         library.remove("m", 1, variant="f16")
     library.remove("m", 1, variant="q4_0")
     assert list(library.version("m", 1).variants()) == ["f16"]
-    assert library.verify("m") == [] and library.workspaces.leftovers() == []
+    assert verify(library, "m") == [] and library.workspaces.leftovers() == []
 
 
 def test_a_variant_from_outside_a_workspace_or_that_is_no_model_is_refused(
@@ -209,11 +210,11 @@ def test_an_unchanged_file_is_hashed_once_also_across_restarts(
     late.prepare()
     read: list[str] = []
     work = Work(lambda step, *_: read.append(step))
-    late.ensure(version, "f16", work)
+    ensure(late, version, "f16", work)
     assert read
     read.clear()
     for again in (late, Library(library.root, lambda: 4e9)):
-        again.ensure(version, "f16", work)
+        ensure(again, version, "f16", work)
     assert read == []
 
 
@@ -224,20 +225,20 @@ def test_nonsense_where_digests_are_remembered_is_dropped(
     version = publish()
     library.digests.file.write_bytes(nonsense)
     again = Library(library.root)
-    assert again.ensure(version, "f16") == version.files("f16")[0]
+    assert ensure(again, version, "f16") == version.files("f16")[0]
 
 
 def test_a_flipped_byte_is_found_before_the_load_and_the_file_named(
     library: Library, publish: Callable[..., Version]
 ) -> None:
     version = publish()
-    path = library.ensure(version, "f16")
+    path = ensure(library, version, "f16")
     tiny.flip(path)
     with pytest.raises(
         Corrupt, match=rf"{path.name} is corrupted: .*…, the manifest says .*doctor"
     ):
-        library.ensure(version, "f16")
-    (found,) = library.verify("m")
+        ensure(library, version, "f16")
+    (found,) = verify(library, "m")
     assert (found.what, found.file) == (What.DIGEST, path.name)
 
 
@@ -253,10 +254,10 @@ def test_rot_that_leaves_the_times_alone_is_found_by_verify_and_then_by_the_next
     late = Library(library.root, lambda: 4e9)
     late.digests.remember({Seen.of(descriptor): right}, 4e9)
     os.close(descriptor)
-    assert late.ensure(version, "f16") == file
-    assert [finding.what for finding in late.verify("m")] == [What.DIGEST]
+    assert ensure(late, version, "f16") == file
+    assert [finding.what for finding in verify(late, "m")] == [What.DIGEST]
     with pytest.raises(Corrupt):
-        late.ensure(version, "f16")
+        ensure(late, version, "f16")
 
 
 def test_each_way_to_lose_a_file_has_its_word(
@@ -267,22 +268,22 @@ def test_each_way_to_lose_a_file_has_its_word(
     whole = file.read_bytes()
 
     def found() -> list[What]:
-        return [finding.what for finding in library.verify("m")]
+        return [finding.what for finding in verify(library, "m")]
 
     file.unlink()
     assert found() == [What.MISSING]
     with pytest.raises(Corrupt, match="is missing"):
-        library.ensure(version, "f16")
+        ensure(library, version, "f16")
     file.write_bytes(whole[:-1])
     assert found() == [What.SIZE]
     with pytest.raises(Corrupt, match="bytes, the manifest says"):
-        library.ensure(version, "f16")
+        ensure(library, version, "f16")
     file.unlink()
     file.symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").write_bytes(whole)
     assert found() == [What.LINK]
     with pytest.raises(Corrupt, match="symbolic link"):
-        library.ensure(version, "f16")
+        ensure(library, version, "f16")
     file.unlink()
     file.write_bytes(whole)
     (version.folder / "extra").write_text("x")
@@ -299,7 +300,7 @@ def test_links_planted_for_folders_are_not_followed(
     version.folder.rename(tmp_path / "away")
     version.folder.symlink_to(tmp_path / "away")
     with pytest.raises(Corrupt, match="symbolic link"):
-        library.ensure(version, "f16")
+        ensure(library, version, "f16")
     assert library.versions("m") == []
     library.folder(version.name).rename(tmp_path / "model")
     library.folder(version.name).symlink_to(tmp_path / "model")
@@ -314,7 +315,7 @@ def test_quarantine_keeps_a_version_from_being_loaded_until_it_is_whole(
     marked = library.resolve(Reference.parse("m"))
     assert marked.quarantined is not None and "crashed 5 workers" in marked.quarantined
     with pytest.raises(Conflict, match="in quarantine: crashed 5 workers"):
-        library.ensure(version, "f16")
+        ensure(library, version, "f16")
     with pytest.raises(Conflict, match="in quarantine"):
         library.set_label("m", "canary", 1)
     tiny.flip(version.files("f16")[0])
@@ -322,7 +323,7 @@ def test_quarantine_keeps_a_version_from_being_loaded_until_it_is_whole(
         quarantine.release(library, "m", 1)
     tiny.flip(version.files("f16")[0])
     quarantine.release(library, "m", 1)
-    assert library.ensure(version, "f16") and library.version("m", 1).quarantined is None
+    assert ensure(library, version, "f16") and library.version("m", 1).quarantined is None
 
 
 def test_a_derived_variant_is_quarantined_alone(
@@ -331,11 +332,11 @@ def test_a_derived_variant_is_quarantined_alone(
     version = variant(library, publish())
     quarantine.impose(library, "m", 1, "wrong answers", "q4_0")
     with pytest.raises(Conflict, match="wrong answers"):
-        library.ensure(version, "q4_0")
-    assert library.ensure(version, "f16")
+        ensure(library, version, "q4_0")
+    assert ensure(library, version, "f16")
     assert library.version("m", 1).marks["q4_0"].why == "wrong answers"
     quarantine.release(library, "m", 1, "q4_0")
-    assert library.ensure(version, "q4_0")
+    assert ensure(library, version, "q4_0")
 
 
 def test_golden_prompts_are_kept_within_bounds(
@@ -480,7 +481,7 @@ def test_threads_that_publish_at_once_get_numbers_of_their_own(
 
     with ThreadPoolExecutor(8) as threads:
         assert sorted(threads.map(act, files)) == list(range(1, 9))
-    assert library.labels("m").keys() == {"stable"} and library.verify("m") == []
+    assert library.labels("m").keys() == {"stable"} and verify(library, "m") == []
 
 
 def test_threads_that_load_one_file_read_it_once(
@@ -492,7 +493,7 @@ def test_threads_that_load_one_file_read_it_once(
     read: list[str] = []
     work = Work(lambda step, *_: read.append(step))
     with ThreadPoolExecutor(4) as threads:
-        found = threads.map(lambda _: late.ensure(version, "f16", work), range(8))
+        found = threads.map(lambda _: ensure(late, version, "f16", work), range(8))
         assert set(found) == set(version.files("f16"))
     assert len(read) == 1
 
@@ -501,4 +502,4 @@ def test_verifying_can_be_stopped(library: Library) -> None:
     work = Work()
     work.stop()
     with pytest.raises(Cancelled):
-        library.verify(work=work)
+        verify(library, work=work)

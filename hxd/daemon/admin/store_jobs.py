@@ -30,6 +30,7 @@ from hxd.daemon.store import demo, disk, pull
 from hxd.daemon.store.candidates import SHARD
 from hxd.daemon.store.faults import Corrupt, SameContent, StoreError
 from hxd.daemon.store.foreign import Convertible
+from hxd.daemon.store.integrity import ensure
 from hxd.daemon.store.pull import Wanted
 from hxd.daemon.store.pull.refetch import folder_for
 from hxd.daemon.store.reference import ModelName, Reference, VariantName
@@ -149,7 +150,7 @@ class StoreJobs:
             text = f"{version} has a variant {variant} already"
             return _variant(version, variant) | {"already": True, "message": text}
         stored = reference.variant or next(iter(version.manifest.variants()))
-        file = await to_its_end(self._library.ensure, version, str(stored), work)
+        file = await to_its_end(ensure, self._library, version, str(stored), work)
         if version.manifest.format != "gguf":
             raise StoreError(f"{version} is a {version.manifest.format} file; only GGUF is made")
         if (why := why_not_made(variant, str(stored))) is not None:

@@ -26,7 +26,7 @@ from hxd.daemon.admin.store_asks import (
 )
 from hxd.daemon.admin.store_view import How, Use
 from hxd.daemon.rollout.golden import Golden, GoldenError, parse
-from hxd.daemon.store import backup, candidates, demo, doctor, seed, snapshots
+from hxd.daemon.store import backup, candidates, demo, doctor, integrity, seed, snapshots
 from hxd.daemon.store.doctor import Fetch
 from hxd.daemon.store.faults import Conflict, NotThere, SameContent, StoreError
 from hxd.daemon.store.labels import STABLE
@@ -64,7 +64,7 @@ class Operations:
             name = reference.name
             if reference.selector is not None:
                 number = self.library.resolve(reference).number
-        found = self.library.verify(name, number, work)
+        found = integrity.verify(self.library, name, number, work)
         return {"ok": not found, "findings": [finding.to_body() for finding in found]}
 
     # Coming in

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hxd.config import durable
-from hxd.daemon.store import candidates, demo, disk, findings, intake
+from hxd.daemon.store import candidates, demo, disk, intake
 from hxd.daemon.store import labels as labelling
 from hxd.daemon.store import manifest as manifests
 from hxd.daemon.store.digests import Digests
@@ -32,7 +32,6 @@ from hxd.daemon.store.faults import (
     SameContent,
     StoreError,
 )
-from hxd.daemon.store.findings import Finding, What
 from hxd.daemon.store.intake import Take, Taken
 from hxd.daemon.store.journal import FILE as JOURNAL
 from hxd.daemon.store.journal import Journal
@@ -407,52 +406,6 @@ class Library(Shelf):
             if model == demo.NAME:
                 self.unseeded.add(set(numbers) & set(demo.numbers()))
             self.save_labels(model, left.labels, left.next)
-
-    # Judging what is there
-
-    def verify(
-        self, name: str | None = None, number: int | None = None, work: Work | None = None
-    ) -> list[Finding]:
-        """Reads every file again, whatever is remembered of it."""
-        found: list[Finding] = []
-        for one in self.names() if name is None else [name]:
-            model = ModelName(one)
-            numbers = self.versions(model) if number is None else [number]
-            if not numbers:
-                raise self.unknown(model)
-            for each in numbers:
-                try:
-                    version = self.version(model, each)
-                except Corrupt as error:
-                    found.append(Finding(model, each, manifests.FILE, What.MANIFEST, error.message))
-                else:
-                    found += findings.examine(self.tree, self.digests, version, work or Work())
-        return found
-
-    def ensure(self, version: Version, variant: str, work: Work | None = None) -> Path:
-        """What a loader opens, once every file of the variant is known to be the manifest's.
-
-        Raises `Corrupt` naming the file that is not, `Conflict` for what is in quarantine. A file
-        that did not change since it was last hashed is not read again."""
-        _, manifest = version.part(variant)
-        # By the disk, not by what was read when the caller got the version.
-        now = self.version(version.name, version.number)
-        if (mark := now.mark or now.marks.get(variant)) is not None:
-            raise Conflict(
-                f"{version}:{variant} is in quarantine: {mark}. Run hxctl model doctor, or import "
-                "another version"
-            )
-        files = version.files(variant)
-        with guarded(f"check {version}:{variant}"):
-            for file in files:
-                entry = manifest.files[file.name]
-                read = self.stand_ins.get(file, file)
-                wrong = findings.differs(self.tree, self.digests, read, entry, work or Work())
-                if wrong is not None:
-                    raise Corrupt(
-                        f"{read} {wrong}. {version} is not loaded; run hxctl model doctor"
-                    )
-        return self.stand_ins.get(files[0], files[0])
 
     # Parts
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import tomli_w
 
 from hxd.config import durable
-from hxd.daemon.store import disk
+from hxd.daemon.store import disk, integrity
 from hxd.daemon.store import mark as marking
 from hxd.daemon.store.disk import guarded
 from hxd.daemon.store.faults import Corrupt
@@ -44,7 +44,7 @@ def release(
 ) -> None:
     """Lifts the quarantine; raises `Corrupt` while a file is not the manifest's."""
     below = f"{VARIANTS}/{variant}/" if variant is not None else ""
-    for finding in library.verify(name, number, work):
+    for finding in integrity.verify(library, name, number, work):
         # What ails a derived variant keeps only that one in.
         ours = finding.file.startswith(below or f"{VARIANTS}/") == bool(below)
         if ours and finding.what is not What.EXTRA:

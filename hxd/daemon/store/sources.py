@@ -17,6 +17,7 @@ from hxd.config import Config, ModelSettings
 from hxd.daemon.store import demo
 from hxd.daemon.store.faults import NotThere, StoreError
 from hxd.daemon.store.filetypes import variant_of
+from hxd.daemon.store.integrity import ensure
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.plugins import Plugin, Plugins
 from hxd.daemon.store.reference import ModelName, Reference
@@ -279,7 +280,7 @@ def _place(name: str, settings: ModelSettings, number: int | None, found: Resolv
     wanted = settings.variants[0] if settings.variants else reference.variant
     files = version.variants()
     variant = str(wanted if wanted in files else next(iter(files)))
-    file = found.library.ensure(version, variant)
+    file = ensure(found.library, version, variant)
     size = sum(file.stat().st_size for file in files[variant])
     follows = label if isinstance(label, str) else None
     return _Place(file, version.number, variant, version, follows, size)

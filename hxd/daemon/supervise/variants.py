@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hxd.config import durable
 from hxd.daemon.store.faults import StoreError
+from hxd.daemon.store.integrity import ensure
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.plugins import Plugin
 from hxd.daemon.store.sources import Source
@@ -54,7 +55,7 @@ class Variants:
             self._recheck(source.plugin)
             if source.held is not None:
                 version = self._library.version(source.held.name, source.held.number)
-                return self._library.ensure(version, source.stored)
+                return ensure(self._library, version, source.stored)
         except (PluginError, StoreError) as error:
             raise Barred(str(error)) from None
         return source.file
