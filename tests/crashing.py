@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hxd.daemon.store import quarantine
+from hxd.daemon.store import quarantine, removal
 from hxd.daemon.store.backup import backup, restore
 from hxd.daemon.store.doctor import examine, mend
 from hxd.daemon.store.faults import Corrupt
@@ -71,8 +71,8 @@ ATOMIC: dict[str, Act] = {
     "set a label": lambda library, _: library.set_label("m", "stable", 2),
     "spoil a copy": spoiled,
     "quarantine": lambda library, _: quarantine.impose(library, "m", 2, "crashes"),
-    "remove a version": lambda library, _: library.remove("m", 3),
-    "remove a variant": lambda library, _: library.remove("m", 1, variant="q4_0"),
+    "remove a version": lambda library, _: removal.remove(library, "m", 3),
+    "remove a variant": lambda library, _: removal.remove(library, "m", 1, variant="q4_0"),
 }
 # Several steps; done again from the start it names, they come to their end.
 REPEATABLE: dict[str, tuple[str, Act]] = {

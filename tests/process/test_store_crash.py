@@ -28,6 +28,7 @@ WORKER = """
 import random, sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from hxd.daemon.store import removal
 from hxd.daemon.store.backup import backup
 from hxd.daemon.store.faults import Conflict, NotThere
 from hxd.daemon.store.library import Library
@@ -58,7 +59,7 @@ with library.lock():
             elif act == "label":
                 library.set_label(name, draw.choice(["stable", "canary"]), draw.choice(there))
             elif act == "remove":
-                library.remove(name, draw.choice(there))
+                removal.remove(library, name, draw.choice(there))
             elif act == "variant":
                 folder = library.workspace("quantize")
                 file = tiny.write(folder / "q.gguf", draw.randrange(1 << 30), file_type=2)

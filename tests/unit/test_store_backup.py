@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hxd.daemon.store import quarantine
+from hxd.daemon.store import quarantine, removal
 from hxd.daemon.store import snapshots as tables
 from hxd.daemon.store.backup import backup, restore, snapshots
 from hxd.daemon.store.faults import (
@@ -146,7 +146,7 @@ def test_labels_are_set_where_they_are_missing_or_on_request(
 
 def test_an_older_snapshot_can_be_named(library: Library, tmp_path: Path) -> None:
     first = backup(library, tmp_path / "backup", names=["org/m"])
-    library.remove_model("org/m")
+    removal.remove_model(library, "org/m")
     backup(library, tmp_path / "backup")
     with pytest.raises(NotThere, match="no model org/m in the snapshot"):
         restore(library, tmp_path / "backup", names=["org/m"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hxd import gguf
-from hxd.daemon.store import candidates, quarantine
+from hxd.daemon.store import candidates, quarantine, removal
 from hxd.daemon.store.candidates import collect
 from hxd.daemon.store.faults import (
     BadName,
@@ -332,11 +332,11 @@ def test_a_full_disk_is_said_so_before_the_copy_and_while_it_goes_on(tmp_path: P
         assert sorted(disk.rglob("*")) == before
         (disk / "filler").write_bytes(b"\0" * (os.statvfs(disk).f_bavail * 4096))
         # What makes room has to work without any.
-        library.remove("hxd-demo", 1)
+        removal.remove(library, "hxd-demo", 1)
         Library(disk / "store").prepare()
         assert library.versions("hxd-demo") == [2]
         (disk / "filler").write_bytes(b"\0" * (os.statvfs(disk).f_bavail * 4096))
-        library.remove_model("hxd-demo")
+        removal.remove_model(library, "hxd-demo")
         assert library.labelled(ModelName("hxd-demo")) == Labels(3)
         (disk / "filler").unlink()
         bring_back(library, [1, 2])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hxd.daemon.store import demo, disk, quarantine
+from hxd.daemon.store import demo, disk, quarantine, removal
 from hxd.daemon.store.digests import Seen
 from hxd.daemon.store.faults import BadName, Cancelled, Conflict, Corrupt, NotThere, StoreError
 from hxd.daemon.store.findings import What
@@ -92,9 +92,9 @@ def test_a_number_is_never_given_twice(
 ) -> None:
     publish(seed=1)
     publish(seed=2)
-    library.remove("m", 2)
+    removal.remove(library, "m", 2)
     assert publish(seed=3).number == 3
-    library.remove_model("m")
+    removal.remove_model(library, "m")
     assert library.names() == ["hxd-demo"]
     again = Library(tmp_path / "store")
     again.prepare()
@@ -110,7 +110,7 @@ def test_models_whose_names_begin_alike_do_not_touch_each_other(
     publish("a/b", 2)
     publish("a/b/c", 3)
     assert library.names() == ["a", "a/b", "a/b/c", "hxd-demo"]
-    library.remove_model("a/b")
+    removal.remove_model(library, "a/b")
     assert library.names() == ["a", "a/b/c", "hxd-demo"]
     assert verify(library) == []
 
@@ -121,15 +121,15 @@ def test_labelled_and_used_versions_are_not_removed(
     publish(seed=1)
     publish(seed=2)
     with pytest.raises(Conflict, match="m@1 is labelled stable; hxctl label m stable VERSION"):
-        library.remove("m", 1)
+        removal.remove(library, "m", 1)
     with pytest.raises(Conflict, match="m@2 is in use"):
-        library.remove("m", 2, keep={2})
+        removal.remove(library, "m", 2, keep={2})
     with pytest.raises(Conflict, match="m@2 is in use"):
-        library.remove_model("m", keep=[2])
+        removal.remove_model(library, "m", keep=[2])
     with pytest.raises(NotThere):
-        library.remove("m", 3)
+        removal.remove(library, "m", 3)
     library.set_label("m", "stable", 2)
-    library.remove("m", 1)
+    removal.remove(library, "m", 1)
     assert library.versions("m") == [2]
 
 
@@ -162,7 +162,7 @@ def test_a_bad_name_ends_before_any_file_is_touched(name: str, tmp_path: Path) -
         lambda: library.golden(name),
         lambda: library.set_golden(name, b""),
         lambda: library.set_label(name, "stable", 1),
-        lambda: library.remove(name, 1),
+        lambda: removal.remove(library, name, 1),
         lambda: verify(library, name),
         lambda: quarantine.impose(library, name, 1, "why"),
     ):
@@ -182,8 +182,8 @@ def test_a_derived_variant_comes_and_goes_without_its_parent(
     with pytest.raises(Conflict, match="has a variant q4_0 already"):
         variant(library, version)
     with pytest.raises(Conflict, match="imported as"):
-        library.remove("m", 1, variant="f16")
-    library.remove("m", 1, variant="q4_0")
+        removal.remove(library, "m", 1, variant="f16")
+    removal.remove(library, "m", 1, variant="q4_0")
     assert list(library.version("m", 1).variants()) == ["f16"]
     assert verify(library, "m") == [] and library.workspaces.leftovers() == []
 
@@ -421,11 +421,11 @@ def test_a_start_does_not_undo_the_operators_labels_of_the_built_in_model(
 def test_a_built_in_version_that_was_removed_stays_so_and_a_damaged_one_heals(
     library: Library,
 ) -> None:
-    library.remove("hxd-demo", 1)
+    removal.remove(library, "hxd-demo", 1)
     disk.delete(library.models / "hxd-demo/2/manifest.toml")
     library.prepare()
     assert library.versions("hxd-demo") == [2]
-    library.remove_model("hxd-demo")
+    removal.remove_model(library, "hxd-demo")
     Library(library.root).prepare()
     assert library.names() == []
 
@@ -433,7 +433,7 @@ def test_a_built_in_version_that_was_removed_stays_so_and_a_damaged_one_heals(
 def test_a_newer_built_in_version_comes_though_older_ones_were_removed(
     library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library.remove_model("hxd-demo")
+    removal.remove_model(library, "hxd-demo")
     package = tmp_path / "package"
     shutil.copytree(demo.folder(), package)
     shutil.copytree(package / "2", package / "3")
@@ -445,7 +445,7 @@ def test_a_newer_built_in_version_comes_though_older_ones_were_removed(
 
 
 def test_a_removed_built_in_version_comes_back_when_it_is_asked_for(library: Library) -> None:
-    library.remove_model("hxd-demo")
+    removal.remove_model(library, "hxd-demo")
     assert bring_back(library, [1]) == [1]
     assert (library.versions("hxd-demo"), library.labels("hxd-demo")) == ([1], {})
     assert bring_back(library, [1, 2]) == [2]
@@ -458,7 +458,7 @@ def test_a_removed_built_in_version_comes_back_when_it_is_asked_for(library: Lib
 
 
 def test_a_note_of_removed_versions_that_can_not_be_read_counts_as_none(library: Library) -> None:
-    library.remove("hxd-demo", 1)
+    removal.remove(library, "hxd-demo", 1)
     (library.root / "removed.json").write_text("[1,")
     library.prepare()
     assert library.versions("hxd-demo") == [1, 2]

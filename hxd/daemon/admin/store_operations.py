@@ -26,7 +26,7 @@ from hxd.daemon.admin.store_asks import (
 )
 from hxd.daemon.admin.store_view import How, Use
 from hxd.daemon.rollout.golden import Golden, GoldenError, parse
-from hxd.daemon.store import backup, candidates, demo, doctor, integrity, seed, snapshots
+from hxd.daemon.store import backup, candidates, demo, doctor, integrity, removal, seed, snapshots
 from hxd.daemon.store.doctor import Fetch
 from hxd.daemon.store.faults import Conflict, NotThere, SameContent, StoreError
 from hxd.daemon.store.labels import STABLE
@@ -150,7 +150,7 @@ class Operations:
         for use in uses:
             if use.number == version.number and reference.variant in (None, use.variant):
                 raise _used(version, use)
-        self.library.remove(name, version.number, variant=reference.variant)
+        removal.remove(self.library, name, version.number, variant=reference.variant)
         variant = "" if reference.variant is None else f":{reference.variant}"
         return {"removed": [f"{name}{variant}@{version.number}"]}
 
@@ -167,7 +167,7 @@ class Operations:
             )
         for use in uses:
             raise _used(self.library.version(name, use.number), use)
-        self.library.remove_model(name)
+        removal.remove_model(self.library, name)
         return {"removed": [f"{name}@{number}" for number in numbers]}
 
     # Copies

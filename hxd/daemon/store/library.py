@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -176,7 +175,7 @@ class Library(Shelf):
                 wanted = [] if self.versions(name) else [STABLE]
             manifest = Manifest(
                 name=name,
-                version=self._next(name, self.labelled(name)),
+                version=self.next_number(name, self.labelled(name)),
                 files=stage.entries,
                 created=self.today(),
                 description=stage.description,
@@ -295,7 +294,7 @@ class Library(Shelf):
                 raise self.unknown(model)
             disk.write_atomic(self.folder(model) / GOLDEN, data, self.workspaces.folder)
 
-    # Labels and removal
+    # Labels
 
     def set_label(self, name: str, label: str, number: int | None) -> None:
         """Points the label at a version, or removes it with None."""
@@ -326,86 +325,11 @@ class Library(Shelf):
         with contextlib.suppress(Corrupt):  # Replacing it is what mends it.
             known = self.labelled(name)
             next = max(next, known.next)
-        saved = Labels(max(next, self._next(name, Labels())), dict(labels))
+        saved = Labels(max(next, self.next_number(name, Labels())), dict(labels))
         file = self.folder(name) / labelling.FILE
         if saved == known and file.exists():
             return
         disk.write_atomic(file, labelling.write(saved), self.workspaces.folder)
-
-    def remove(
-        self,
-        name: str,
-        number: int,
-        *,
-        keep: Collection[int] = (),
-        variant: str | None = None,
-    ) -> None:
-        """A version, or one derived variant of it. `keep`: versions in use. Raises `Conflict` for
-        those and for labelled ones."""
-        model = ModelName(name)
-        with guarded(f"remove {model}@{number}"):
-            space = self.workspace("removed")
-            written = True
-            try:
-                with self.writing:
-                    version = self.version(model, number)
-                    if variant is None:
-                        self._refuse_used(version, keep)
-                        labels = self.labelled(model)
-                        written = self._gone(model, [number], labels)
-                        disk.move(version.folder, space / str(number))
-                    else:
-                        folder, _ = version.part(variant)
-                        if folder == version.folder:
-                            raise Conflict(
-                                f"{variant} is what {version} was imported as; hxctl model rm "
-                                f"{version} removes all of it"
-                            )
-                        disk.move(folder, space / variant)
-            finally:
-                self.drop(space)
-            if not written:
-                self._write_gone(model, [number], labels)
-
-    def remove_model(self, name: str, *, keep: Collection[int] = ()) -> None:
-        """All versions with their labels and golden prompts. Raises `Conflict` where one is in
-        use."""
-        model = ModelName(name)
-        numbers = self.versions(model)
-        if not numbers:
-            raise self.unknown(model)
-        if used := sorted(set(numbers) & set(keep)):
-            raise Conflict(f"{model}@{used[0]} is in use; take {model} out of the config first")
-        with guarded(f"remove {model}"):
-            space = self.workspace("removed")
-            try:
-                with self.writing:
-                    unlabelled = Labels(self._next(model, Labels()))
-                    written = self._gone(model, numbers, unlabelled)
-                    for number in numbers:
-                        disk.move(self.folder(model) / str(number), space / str(number))
-                    (self.folder(model) / GOLDEN).unlink(missing_ok=True)
-            finally:
-                self.drop(space)
-            if not written:
-                self._write_gone(model, numbers, unlabelled)
-
-    def _gone(self, model: ModelName, numbers: Iterable[int], left: Labels) -> bool:
-        """Written before they go: a crash in between must not bring them back, nor their numbers.
-        False on a disk so full that they have to go first."""
-        try:
-            self._write_gone(model, numbers, left)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            return False
-        return True
-
-    def _write_gone(self, model: ModelName, numbers: Iterable[int], left: Labels) -> None:
-        with self.writing:
-            if model == demo.NAME:
-                self.unseeded.add(set(numbers) & set(demo.numbers()))
-            self.save_labels(model, left.labels, left.next)
 
     # Parts
 
@@ -445,7 +369,7 @@ class Library(Shelf):
         if found:
             self.digests.remember(found, self.wall())
 
-    def _next(self, name: ModelName, labels: Labels) -> int:
+    def next_number(self, name: ModelName, labels: Labels) -> int:
         return max([labels.next, *(one + 1 for one in numbered(self.folder(name)))])
 
     def _refuse_again(self, name: ModelName, digests: tuple[str, ...]) -> None:
@@ -465,25 +389,6 @@ class Library(Shelf):
                         f"{then}"
                     )
                 raise SameContent(f"{version} has the same content; {then}", name, number)
-
-    def _refuse_used(self, version: Version, keep: Collection[int]) -> None:
-        name, number = version.name, version.number
-        pointing = sorted(label for label, at in self.labels(name).items() if at == number)
-        if pointing:
-            alone = len(self.versions(name)) == 1
-            raise Conflict(
-                f"{version} is labelled {', '.join(pointing)}; "
-                + (
-                    f"it is the only version: hxctl model rm {name} --all removes both"
-                    if alone
-                    else f"hxctl label {name} {pointing[0]} VERSION moves the label first"
-                )
-            )
-        if number in keep:
-            raise Conflict(
-                f"{version} is in use; hxctl swap {name} VERSION first, or take it out of the "
-                "config"
-            )
 
 
 def _check_golden(golden: bytes | None) -> None:
