@@ -13,13 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hxd.daemon.store import quarantine, removal
+from hxd.daemon.store import derived, quarantine, removal
 from hxd.daemon.store.backup import backup, restore
 from hxd.daemon.store.doctor import examine, mend
 from hxd.daemon.store.faults import Corrupt
 from hxd.daemon.store.integrity import verify
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.spoil import spoil
+from hxd.daemon.store.stage import Stage
 from tests import tiny
 
 # Events of the interpreter's audit hook that stand before a change of names or contents.
@@ -31,19 +32,19 @@ Act = Callable[[Library, Path], object]
 
 def publish(library: Library, folder: Path, take: Any = "share") -> None:
     source = tiny.write(folder / "new.gguf", 50)
-    with library.stage([source], "m", take=take) as stage:
+    with Stage.of(library, [source], "m", take=take) as stage:
         stage.publish({"ok": True}, labels=["stable", "new"], golden=b"new")
 
 
 def first(library: Library, folder: Path) -> None:
-    with library.stage([tiny.write(folder / "new.gguf", 50)], "org/new") as stage:
+    with Stage.of(library, [tiny.write(folder / "new.gguf", 50)], "org/new") as stage:
         stage.publish({}, golden=b"new")
 
 
 def add_variant(library: Library, folder: Path) -> None:
     space = library.workspace("quantize")
     file = tiny.write(space / "q.gguf", 60, file_type=7)
-    library.add_variant(library.version("m", 2), "q8_0", file, made_by="x")
+    derived.add_variant(library, library.version("m", 2), "q8_0", file, made_by="x")
     library.drop(space)
 
 
@@ -87,12 +88,12 @@ def build(folder: Path) -> None:
     library = Library(folder / "store")
     library.prepare()
     for seed in (1, 2, 3):
-        with library.stage([tiny.write(folder / "m.gguf", seed)], "m") as stage:
+        with Stage.of(library, [tiny.write(folder / "m.gguf", seed)], "m") as stage:
             stage.publish({}, golden=b"old")
         (folder / "m.gguf").unlink()
     space = library.workspace("quantize")
     file = tiny.write(space / "q.gguf", 9, file_type=2)
-    library.add_variant(library.version("m", 1), "q4_0", file, made_by="x")
+    derived.add_variant(library, library.version("m", 1), "q4_0", file, made_by="x")
     library.drop(space)
     library.set_label("m", "canary", 3)
     backup(library, folder / "backup", names=["m"])

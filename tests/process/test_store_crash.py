@@ -30,8 +30,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from hxd.daemon.store import removal
 from hxd.daemon.store.backup import backup
+from hxd.daemon.store.derived import add_variant
 from hxd.daemon.store.faults import Conflict, NotThere
 from hxd.daemon.store.library import Library
+from hxd.daemon.store.stage import Stage
 from tests import tiny
 
 root, target, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
@@ -52,7 +54,7 @@ with library.lock():
                 else:
                     files = [tiny.write(folder / "m.gguf", draw.randrange(1 << 30), size=1 << 18)]
                 take = draw.choice(["share", "move"])
-                with library.stage(files, name, take=take) as stage:
+                with Stage.of(library, files, name, take=take) as stage:
                     stage.publish({"turn": turn}, golden=b"turn %d" % turn,
                                   labels=draw.choice([None, ["stable"], ["stable", "canary"]]))
                 library.drop(folder)
@@ -63,8 +65,8 @@ with library.lock():
             elif act == "variant":
                 folder = library.workspace("quantize")
                 file = tiny.write(folder / "q.gguf", draw.randrange(1 << 30), file_type=2)
-                library.add_variant(library.version(name, draw.choice(there)), "q4_0", file,
-                                    made_by="x")
+                add_variant(library, library.version(name, draw.choice(there)), "q4_0", file,
+                            made_by="x")
                 library.drop(folder)
             else:
                 backup(library, target, names=[name])

@@ -11,6 +11,7 @@ from hxd.daemon.rollout.record import Ask, Before, Deployed, Record
 from hxd.daemon.store import quarantine
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.sources import AS_CONFIGURED, Choice
+from hxd.daemon.store.stage import Stage
 from tests import tiny
 
 WAS = (Choice(3, "q8_0"),)
@@ -25,7 +26,7 @@ def library(tmp_path: Path) -> Library:
     library = Library(tmp_path / "store")
     library.prepare()
     for seed in (1, 2):
-        with library.stage([tiny.write(tmp_path / "m.gguf", seed)], "m", take="copy") as stage:
+        with Stage.of(library, [tiny.write(tmp_path / "m.gguf", seed)], "m", take="copy") as stage:
             stage.publish({}, labels=["stable"])
     library.set_label("m", "stable", 1)
     quarantine.impose(library, "m", 2, "it is corrupted", cause="bytes")

@@ -13,6 +13,7 @@ import pytest
 from hxd.daemon.store import quarantine, removal
 from hxd.daemon.store import snapshots as tables
 from hxd.daemon.store.backup import backup, restore, snapshots
+from hxd.daemon.store.derived import add_variant
 from hxd.daemon.store.faults import (
     BadName,
     Cancelled,
@@ -25,6 +26,7 @@ from hxd.daemon.store.faults import (
 from hxd.daemon.store.integrity import verify
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.lockfile import locked
+from hxd.daemon.store.stage import Stage
 from hxd.daemon.store.work import Work
 from tests import tiny
 
@@ -36,13 +38,13 @@ def library(tmp_path: Path) -> Library:
     """`org/m` with two versions, a variant, labels and golden prompts."""
     library = Library(tmp_path / "store")
     for seed in (1, 2):
-        with library.stage([tiny.write(tmp_path / "m.gguf", seed)], "org/m") as stage:
+        with Stage.of(library, [tiny.write(tmp_path / "m.gguf", seed)], "org/m") as stage:
             stage.publish({"passed": True}, golden=b"\xffgolden")
         (tmp_path / "m.gguf").unlink()
     library.set_label("org/m", "canary", 2)
     space = library.workspace("quantize")
     file = tiny.write(space / "q.gguf", 9, file_type=2)
-    library.add_variant(library.version("org/m", 1), "q4_0", file, made_by="x")
+    add_variant(library, library.version("org/m", 1), "q4_0", file, made_by="x")
     library.drop(space)
     return library
 
@@ -62,7 +64,7 @@ def test_a_second_backup_copies_only_what_is_new(library: Library, tmp_path: Pat
     first = backup(library, target, names=["org/m"])
     assert (first.copied, first.kept, first.problems) == (3, 0, [])
     assert first.versions == ["org/m@1", "org/m@2"]
-    with library.stage([tiny.write(tmp_path / "n.gguf", 3)], "org/m") as stage:
+    with Stage.of(library, [tiny.write(tmp_path / "n.gguf", 3)], "org/m") as stage:
         stage.publish({})
     second = backup(library, target, names=["org/m"])
     assert (second.copied, second.kept) == (1, 3)
@@ -109,7 +111,7 @@ def test_only_damaged_files_are_replaced_and_whole_versions_kept(
 def test_a_version_with_another_content_is_never_replaced(library: Library, tmp_path: Path) -> None:
     backup(library, tmp_path / "backup")
     shutil.rmtree(library.models / "org")
-    with library.stage([tiny.write(tmp_path / "m.gguf", 77)], "org/m") as stage:
+    with Stage.of(library, [tiny.write(tmp_path / "m.gguf", 77)], "org/m") as stage:
         stage.publish({})
     done = restore(library, tmp_path / "backup", names=["org/m"])
     assert done.kept == ["org/m@1: it has another content than the backup's"]
@@ -154,7 +156,7 @@ def test_an_older_snapshot_can_be_named(library: Library, tmp_path: Path) -> Non
         restore(library, tmp_path / "backup", snapshot="../../etc/passwd")
     restore(library, tmp_path / "backup", snapshot=first.snapshot)
     assert library.versions("org/m") == [1, 2]
-    with library.stage([tiny.write(tmp_path / "m.gguf", 5)], "org/m") as stage:
+    with Stage.of(library, [tiny.write(tmp_path / "m.gguf", 5)], "org/m") as stage:
         assert stage.publish({}).number == 3
 
 

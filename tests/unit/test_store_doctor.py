@@ -12,10 +12,12 @@ import pytest
 
 from hxd.daemon.store import quarantine
 from hxd.daemon.store.backup import backup
+from hxd.daemon.store.derived import add_variant
 from hxd.daemon.store.doctor import Cure, Kind, Trouble, examine, mend
 from hxd.daemon.store.faults import Conflict, SourceFailed
 from hxd.daemon.store.integrity import ensure, verify
 from hxd.daemon.store.library import Library
+from hxd.daemon.store.stage import Stage
 from hxd.daemon.store.work import Work
 from tests import tiny
 
@@ -29,12 +31,12 @@ def library(tmp_path: Path) -> Library:
     for seed in (1, 2):
         source = tiny.write(tmp_path / "m.gguf", seed)
         url = f"https://example.org/{seed}"
-        with library.stage([source], "org/m", urls=[url]) as stage:
+        with Stage.of(library, [source], "org/m", urls=[url]) as stage:
             stage.publish({})
         source.unlink()
     space = library.workspace("quantize")
     file = tiny.write(space / "q.gguf", 9, file_type=2)
-    library.add_variant(library.version("org/m", 1), "q4_0", file, made_by="x")
+    add_variant(library, library.version("org/m", 1), "q4_0", file, made_by="x")
     library.drop(space)
     return library
 
@@ -220,7 +222,7 @@ def test_rights_are_narrowed_but_not_those_of_the_operators_own_file(
 ) -> None:
     source = tiny.write(tmp_path / "mine.gguf", 5)
     source.chmod(0o666)
-    with library.stage([source], "mine") as stage:
+    with Stage.of(library, [source], "mine") as stage:
         linked = stage.taken[0].how == "link"
         stage.publish({})
     (library.models / "org").chmod(0o755)

@@ -28,6 +28,7 @@ from hxd.daemon.store.labels import Labels
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.reference import ModelName, Reference
 from hxd.daemon.store.seed import bring_back
+from hxd.daemon.store.stage import Stage
 from hxd.daemon.store.work import Work
 from tests import legacy, tiny
 from tests.support import ROOT
@@ -49,7 +50,7 @@ def test_a_file_is_staged_validated_and_published(library: Library, tmp_path: Pa
     source = tiny.write(tmp_path / "My Model (1).gguf")
     told: list[tuple[str, int, int]] = []
     work = Work(lambda *progress: told.append(progress))
-    with library.stage(collect(source), "org/m", description="d", work=work) as stage:
+    with Stage.of(library, collect(source), "org/m", description="d", work=work) as stage:
         assert gguf.read_header(stage.file).architecture == "llama"
         assert library.names() == ["hxd-demo"]
         version = stage.publish({"suite": {"passed": True, "perplexity": 7.5}})
@@ -66,7 +67,7 @@ def test_a_file_is_staged_validated_and_published(library: Library, tmp_path: Pa
 
 def test_a_stage_that_is_not_published_leaves_nothing(library: Library, tmp_path: Path) -> None:
     source = tiny.write(tmp_path / "m.gguf")
-    with library.stage([source], "m", take="move") as stage:
+    with Stage.of(library, [source], "m", take="move") as stage:
         assert stage.file.exists()
     assert left(library) == [] and library.versions("m") == [] and source.exists()
     with pytest.raises(Conflict, match="discarded"):
@@ -77,7 +78,7 @@ def test_a_moved_file_is_gone_from_where_it_was_only_after_the_publication(
     library: Library, tmp_path: Path
 ) -> None:
     source = tiny.write(tmp_path / "m.gguf")
-    with library.stage([source], "m", take="move") as stage:
+    with Stage.of(library, [source], "m", take="move") as stage:
         assert source.exists()
         version = stage.publish({})
     assert not source.exists()
@@ -92,7 +93,7 @@ def test_all_shards_of_a_folder_become_one_version_in_order(
     files = tiny.write_split(folder, 3)
     (folder / "README.md").write_text("hello")
     (folder / "config.json").write_text('{"architectures": []}')
-    with library.stage(collect(folder), "m") as stage:
+    with Stage.of(library, collect(folder), "m") as stage:
         version = stage.publish({})
     (shards,) = version.variants().values()
     assert [shard.name for shard in shards] == [file.name for file in files]
@@ -106,9 +107,9 @@ def test_shards_in_any_order_are_sorted_and_a_missing_one_is_named(
     files = tiny.write_split(tmp_path, 3)
     assert candidates.check(files[::-1]).files == tuple(files)
     with pytest.raises(Corrupt, match=r"2 of 3 shards .* missing: 2"):
-        library.stage([files[0], files[2]], "m")
+        Stage.of(library, [files[0], files[2]], "m")
     with pytest.raises(Corrupt, match="one of '3' shards"):
-        library.stage(files[:1], "m")
+        Stage.of(library, files[:1], "m")
 
 
 def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ def test_a_folder_with_two_models_or_none_asks_for_the_file(tmp_path: Path) -> N
 def test_an_older_file_in_a_folder_is_taken(library: Library, tmp_path: Path) -> None:
     legacy.write(tmp_path / "in.bin", "gpt2")
     folder = tiny.put_all(tmp_path / "in", {"ggml-model.bin": (tmp_path / "in.bin").read_bytes()})
-    with library.stage(collect(folder), "old") as stage:
+    with Stage.of(library, collect(folder), "old") as stage:
         version = stage.publish({})
     assert (version.manifest.format, list(version.variants())) == ("ggml", ["f32"])
 
@@ -173,7 +174,7 @@ def test_a_hostile_header_ends_before_a_copy(library: Library, tmp_path: Path, l
     source = tmp_path / "m.gguf"
     source.write_bytes(LIES[lie][0])
     with pytest.raises(Corrupt, match="is refused"):
-        library.stage([source], "m")
+        Stage.of(library, [source], "m")
     assert left(library) == []
 
 
@@ -184,11 +185,11 @@ def test_pipes_folders_and_missing_files_are_refused_without_waiting(
     with pytest.raises(StoreError, match="not a regular file"):
         collect(tmp_path / "pipe.gguf")
     with pytest.raises(StoreError, match="not a regular file"):
-        library.stage([tmp_path / "pipe.gguf"], "m")
+        Stage.of(library, [tmp_path / "pipe.gguf"], "m")
     with pytest.raises(NotThere):
-        library.stage([tmp_path / "none.gguf"], "m")
+        Stage.of(library, [tmp_path / "none.gguf"], "m")
     with pytest.raises(BadName):
-        library.stage([tmp_path / "none.gguf"], "../m")
+        Stage.of(library, [tmp_path / "none.gguf"], "../m")
 
 
 def test_a_link_that_the_operator_names_is_followed_and_gives_the_name(
@@ -197,7 +198,7 @@ def test_a_link_that_the_operator_names_is_followed_and_gives_the_name(
     blob = tiny.write(tmp_path / ("ab" * 32))
     link = tmp_path / "phi-q4.gguf"
     link.symlink_to(blob)
-    with library.stage(collect(link), "m") as stage:
+    with Stage.of(library, collect(link), "m") as stage:
         version = stage.publish({})
     assert version.files("f16")[0].name == "phi-q4.gguf"
     assert not version.files("f16")[0].is_symlink()
@@ -205,13 +206,13 @@ def test_a_link_that_the_operator_names_is_followed_and_gives_the_name(
 
 def test_the_same_content_is_not_taken_twice_in_a_model(library: Library, tmp_path: Path) -> None:
     source = tiny.write(tmp_path / "m.gguf")
-    with library.stage([source], "m") as stage, library.stage([source], "m") as second:
+    with Stage.of(library, [source], "m") as stage, Stage.of(library, [source], "m") as second:
         stage.publish({})
         with pytest.raises(Conflict, match="m@1 has the same content"):
             second.publish({})
     with pytest.raises(Conflict, match="m@1 has the same content"):
-        library.stage([source], "m")
-    with library.stage([source], "other") as stage:
+        Stage.of(library, [source], "m")
+    with Stage.of(library, [source], "other") as stage:
         assert stage.publish({}).number == 1
     assert left(library) == []
 
@@ -224,7 +225,7 @@ def test_a_source_that_grows_while_it_is_read_is_refused(library: Library, tmp_p
             file.write(b"more")
 
     with pytest.raises(Corrupt, match="changed while it was read"):
-        library.stage([source], "m", work=Work(grow))
+        Stage.of(library, [source], "m", work=Work(grow))
     assert left(library) == []
 
 
@@ -232,7 +233,7 @@ def test_stopped_work_leaves_nothing(library: Library, tmp_path: Path) -> None:
     source = tiny.write(tmp_path / "m.gguf", size=4 << 20)
     work = Work(lambda *_: work.stop())
     with pytest.raises(Cancelled):
-        library.stage([source], "m", work=work)
+        Stage.of(library, [source], "m", work=work)
     assert left(library) == [] and library.versions("m") == []
 
 
@@ -240,9 +241,9 @@ def test_a_variant_that_the_header_does_not_name_can_be_given(
     library: Library, tmp_path: Path
 ) -> None:
     source = tiny.write(tmp_path / "m.gguf", file_type=99)
-    with library.stage([source], "m") as stage:
+    with Stage.of(library, [source], "m") as stage:
         assert stage.variant == "unknown"
-    with library.stage([source], "m", variant="iq2_xxs") as stage:
+    with Stage.of(library, [source], "m", variant="iq2_xxs") as stage:
         assert list(stage.publish({}).variants()) == ["iq2_xxs"]
 
 
@@ -252,7 +253,7 @@ def test_a_source_on_another_file_system_is_copied(library: Library) -> None:
         pytest.skip("no second file system here")
     source = tiny.write(shm / f"hxd-test-{os.getpid()}.gguf", size=3 << 20)
     try:
-        with library.stage([source], "m", take="move") as stage:
+        with Stage.of(library, [source], "m", take="move") as stage:
             assert stage.taken[0].how == "copy"
             version = stage.publish({})
         assert not source.exists()
@@ -268,7 +269,7 @@ def test_the_built_in_model_is_a_copy_and_served_by_its_label(library: Library) 
         (file,) = library.version("hxd-demo", number).files("f16")
         shipped = ROOT / f"hxd/demo/{number}/hxd-demo-f16.gguf"
         assert file.stat().st_nlink == 1 and not file.samefile(shipped)
-    with library.stage([shipped], "again") as stage:
+    with Stage.of(library, [shipped], "again") as stage:
         assert stage.publish({}).manifest.files
 
 
@@ -277,10 +278,11 @@ import resource, signal, sys
 from pathlib import Path
 from hxd.daemon.store.faults import StoreBroken
 from hxd.daemon.store.library import Library
+from hxd.daemon.store.stage import Stage
 library = Library(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:
-    library.stage([Path(sys.argv[2])], "m")
+    Stage.of(library, [Path(sys.argv[2])], "m")
 except StoreBroken as error:
     print(error.status, error.message)
 """
@@ -319,7 +321,7 @@ def test_a_full_disk_is_said_so_before_the_copy_and_while_it_goes_on(tmp_path: P
         source = tiny.write(tmp_path / "m.gguf", size=90 << 20)
         before = sorted(disk.rglob("*"))
         with pytest.raises(StoreBroken, match=r"(?s)a reserve of 4 MiB .*hxctl model rm"):
-            library.stage([source], "m")
+            Stage.of(library, [source], "m")
         (disk / "filler").write_bytes(b"\0" * (os.statvfs(disk).f_bavail * 4096))
         for act in (
             lambda: library.set_label("hxd-demo", "canary", 1),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hxd.daemon.store import demo, disk, quarantine, removal
+from hxd.daemon.store.derived import add_variant
 from hxd.daemon.store.digests import Seen
 from hxd.daemon.store.faults import BadName, Cancelled, Conflict, Corrupt, NotThere, StoreError
 from hxd.daemon.store.findings import What
@@ -20,6 +21,7 @@ from hxd.daemon.store.integrity import ensure, verify
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.reference import Reference
 from hxd.daemon.store.seed import bring_back
+from hxd.daemon.store.stage import Stage
 from hxd.daemon.store.version import Version
 from hxd.daemon.store.work import Work
 from tests import tiny
@@ -41,7 +43,7 @@ def publish(library: Library, tmp_path: Path) -> Callable[..., Version]:
 
     def act(name: str = "m", seed: int = 0, labels: list[str] | None = None) -> Version:
         source = tiny.write(tmp_path / f"{seed}.gguf", seed)
-        with library.stage([source], name) as stage:
+        with Stage.of(library, [source], name) as stage:
             version = stage.publish({}, labels=labels)
         source.unlink()
         return version
@@ -53,7 +55,7 @@ def variant(library: Library, version: Version, name: str = "q4_0", seed: int = 
     space = library.workspace("quantize")
     try:
         file = tiny.write(space / f"{name}.gguf", seed, file_type=2)
-        return library.add_variant(version, name, file, made_by="llama_cpp 1.0")
+        return add_variant(library, version, name, file, made_by="llama_cpp 1.0")
     finally:
         library.drop(space)
 
@@ -98,7 +100,7 @@ def test_a_number_is_never_given_twice(
     assert library.names() == ["hxd-demo"]
     again = Library(tmp_path / "store")
     again.prepare()
-    with again.stage([tiny.write(tmp_path / "x.gguf", 1)], "m") as stage:
+    with Stage.of(again, [tiny.write(tmp_path / "x.gguf", 1)], "m") as stage:
         assert stage.publish({}).number == 4
     assert again.labels("m") == {"stable": 4}
 
@@ -193,11 +195,11 @@ def test_a_variant_from_outside_a_workspace_or_that_is_no_model_is_refused(
 ) -> None:
     version = publish()
     with pytest.raises(BadName, match="not in a workspace"):
-        library.add_variant(version, "q4_0", tiny.write(tmp_path / "q.gguf"), made_by="x")
+        add_variant(library, version, "q4_0", tiny.write(tmp_path / "q.gguf"), made_by="x")
     space = library.workspace("quantize")
     (space / "q.gguf").write_bytes(b"GGUF")
     with pytest.raises(Corrupt):
-        library.add_variant(version, "q4_0", space / "q.gguf", made_by="x")
+        add_variant(library, version, "q4_0", space / "q.gguf", made_by="x")
 
 
 def test_an_unchanged_file_is_hashed_once_also_across_restarts(
@@ -345,7 +347,7 @@ def test_golden_prompts_are_kept_within_bounds(
     assert library.golden("m") is None
     with pytest.raises(NotThere):
         library.set_golden("m", b"x")
-    with library.stage([tiny.write(tmp_path / "m.gguf")], "m") as stage:
+    with Stage.of(library, [tiny.write(tmp_path / "m.gguf")], "m") as stage:
         stage.publish({}, golden=b"prompt = 1\n")
     assert library.golden("m") == b"prompt = 1\n"
     library.set_golden("m", b"\xff" * (1 << 20))
@@ -476,7 +478,7 @@ def test_threads_that_publish_at_once_get_numbers_of_their_own(
     files = [tiny.write(tmp_path / f"{seed}.gguf", seed) for seed in range(8)]
 
     def act(file: Path) -> int:
-        with library.stage([file], "m") as stage:
+        with Stage.of(library, [file], "m") as stage:
             return stage.publish({}).number
 
     with ThreadPoolExecutor(8) as threads:

@@ -12,6 +12,7 @@ from hxd.daemon.store.faults import Corrupt
 from hxd.daemon.store.integrity import ensure, verify
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.spoil import spoil
+from hxd.daemon.store.stage import Stage
 from tests import tiny
 
 
@@ -19,7 +20,7 @@ from tests import tiny
 def library(tmp_path: Path) -> Library:
     library = Library(tmp_path / "store")
     library.prepare()
-    with library.stage([tiny.write(tmp_path / "m.gguf", 1)], "m") as stage:
+    with Stage.of(library, [tiny.write(tmp_path / "m.gguf", 1)], "m") as stage:
         stage.publish({})
     return library
 

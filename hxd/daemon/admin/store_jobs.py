@@ -28,6 +28,7 @@ from hxd.daemon.rollout.golden import Golden, GoldenError, parse
 from hxd.daemon.rollout.validation import Findings, Rejected, Validation
 from hxd.daemon.store import demo, disk, pull
 from hxd.daemon.store.candidates import SHARD
+from hxd.daemon.store.derived import add_variant
 from hxd.daemon.store.faults import Corrupt, SameContent, StoreError
 from hxd.daemon.store.foreign import Convertible
 from hxd.daemon.store.integrity import ensure
@@ -93,7 +94,8 @@ class StoreJobs:
             proxies = pull.proxies(self._live.config.pull, os.environ)
             fetched = await to_its_end(pull.fetch, wanted, folder, work, proxies=proxies)
             stage = await to_its_end(
-                self._library.stage,
+                Stage.of,
+                self._library,
                 [one.path for one in fetched],
                 name,
                 take="move",
@@ -127,7 +129,8 @@ class StoreJobs:
                 work,
             )
             stage = await to_its_end(
-                self._library.stage,
+                Stage.of,
+                self._library,
                 [made.file],
                 name,
                 take="move",
@@ -192,7 +195,8 @@ class StoreJobs:
             raise BackendError(str(error)) from None
         seconds = round(loop.time() - began, 2)
         made = await to_its_end(
-            self._library.add_variant,
+            add_variant,
+            self._library,
             version,
             variant,
             target,

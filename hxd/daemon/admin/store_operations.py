@@ -74,7 +74,7 @@ class Operations:
         name = ModelName(ask.name)
         check_incoming(ask)
         files = candidates.collect(absolute(ask.path))
-        return self.library.stage(files, name, description=ask.description, work=work)
+        return Stage.of(self.library, files, name, description=ask.description, work=work)
 
     def bring_back(self, ask: Import) -> dict[str, Any]:
         """Versions of the demo model that were removed: those that `builtin:demo` or

@@ -1,8 +1,11 @@
-"""The store's only writer: versions come in whole, go whole, and labels change in one step.
+"""The store as its only writer sees it: versions come in whole, and labels change in one step.
 
 A crash at any moment leaves every version as it was or not there: what is written becomes a version
-by one rename, and stops being one by another. Digests protect against bytes that changed by
-themselves or by mistake; whoever may write manifests is trusted.
+by one rename, and stops being one by another (`removal`, `quarantine.impound`). Digests protect
+against bytes that changed by themselves or by mistake; whoever may write manifests is trusted.
+
+`stage` and `derived` bring the files of a version into a workspace, `integrity` judges what is
+there, before a load too.
 """
 
 from __future__ import annotations
@@ -15,10 +18,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from hxd.config import durable
-from hxd.daemon.store import candidates, demo, disk, intake
+from hxd.daemon.store import disk, intake
 from hxd.daemon.store import labels as labelling
 from hxd.daemon.store import manifest as manifests
 from hxd.daemon.store.digests import Digests
@@ -28,22 +30,19 @@ from hxd.daemon.store.faults import (
     Conflict,
     Corrupt,
     NotThere,
-    SameContent,
     StoreError,
 )
-from hxd.daemon.store.intake import Take, Taken
+from hxd.daemon.store.intake import Taken
 from hxd.daemon.store.journal import FILE as JOURNAL
 from hxd.daemon.store.journal import Journal
 from hxd.daemon.store.labels import STABLE, Labels
 from hxd.daemon.store.lockfile import locked
-from hxd.daemon.store.manifest import FileEntry, Manifest
-from hxd.daemon.store.reference import Label, ModelName, VariantName
+from hxd.daemon.store.manifest import Manifest
+from hxd.daemon.store.reference import Label, ModelName
 from hxd.daemon.store.shelf import GOLDEN, MAX_GOLDEN, Shelf, numbered
-from hxd.daemon.store.stage import Stage
 from hxd.daemon.store.unseeded import FILE as UNSEEDED
 from hxd.daemon.store.unseeded import Unseeded
 from hxd.daemon.store.version import VARIANTS, Version
-from hxd.daemon.store.work import Work
 from hxd.daemon.store.workspaces import PULL, Workspaces
 
 WORKSPACES = "tmp"
@@ -97,103 +96,6 @@ class Library(Shelf):
 
     # Coming in
 
-    def stage(
-        self,
-        files: Sequence[Path],
-        name: str,
-        *,
-        take: Take = "share",
-        origin: str = "",
-        origin_sha256: str = "",
-        urls: Sequence[str] = (),
-        description: str = "",
-        variant: str | None = None,
-        work: Work | None = None,
-    ) -> Stage:
-        """Checks headers, then brings the files into a workspace. `urls`, one per file in the order
-        given, are where the same bytes can be had again.
-
-        Raises `Corrupt` for files that are not what they claim, `Conflict` where a version has the
-        same content, `StoreBroken`."""
-        model = ModelName(name)
-        if urls and len(urls) != len(files):
-            raise StoreError(f"{len(urls)} urls for {len(files)} files")
-        found = candidates.check(files)
-        kind = VariantName(found.variant if variant is None else variant)
-        if take == "share" and any(map(demo.owns, found.files)):
-            # What happens to the store's files must not happen to the package's.
-            take = "copy"
-        places = dict(zip([file.resolve() for file in files], urls, strict=False))
-        folder = self.workspace("stage")
-        try:
-            with guarded(f"bring {found.files[0].name} into the store"):
-                targets = [folder / one for one in found.names]
-                pairs = list(zip(found.files, targets, strict=True))
-                taken = intake.take(pairs, take, work or Work())
-            for one, header in zip(taken, found.headers, strict=True):
-                # The path may hold something else by now than when its header was read.
-                if candidates.read_header(one.path, one.source.name)[1] != header:
-                    raise Corrupt(f"{one.source.name} changed while it was read")
-            entries = {
-                one.path.name: FileEntry(
-                    one.sha256, one.bytes, kind, shard, places.get(one.source, "")
-                )
-                for shard, one in enumerate(taken)
-            }
-            self._refuse_again(model, tuple(sorted(one.sha256 for one in taken)))
-        except BaseException:
-            self.drop(folder)
-            raise
-        return Stage(
-            library=self,
-            name=model,
-            folder=folder,
-            format=found.format,
-            variant=kind,
-            entries=entries,
-            headers=found.headers,
-            taken=taken,
-            origin=origin or str(found.files[0]),
-            origin_sha256=origin_sha256,
-            description=description,
-            moves=take == "move",
-        )
-
-    def publish(
-        self,
-        stage: Stage,
-        validation: Mapping[str, Any],
-        labels: Sequence[str] | None,
-        golden: bytes | None,
-    ) -> Version:
-        """What `Stage.publish` does."""
-        name = stage.name
-        wanted = None if labels is None else [Label(label) for label in labels]
-        _check_golden(golden)
-        with guarded(f"publish {name}"), self.writing:
-            if wanted is None:
-                wanted = [] if self.versions(name) else [STABLE]
-            manifest = Manifest(
-                name=name,
-                version=self.next_number(name, self.labelled(name)),
-                files=stage.entries,
-                created=self.today(),
-                description=stage.description,
-                format="gguf" if stage.format == "gguf" else "ggml",
-                origin=stage.origin,
-                origin_sha256=stage.origin_sha256,
-                validation=dict(validation),
-            )
-            self._refuse_again(name, manifest.digests)
-            return self.enter(
-                stage.folder,
-                manifest,
-                stage.taken,
-                labels=wanted,
-                golden=golden,
-                moves=stage.moves,
-            )
-
     def enter(
         self,
         folder: Path,
@@ -222,41 +124,6 @@ class Library(Shelf):
             version = self.version(name, number)
         self._remember(taken, moves)
         return version
-
-    def add_variant(
-        self,
-        version: Version,
-        variant: str,
-        file: Path,
-        *,
-        made_by: str,
-        validation: Mapping[str, Any] | None = None,
-        work: Work | None = None,
-    ) -> Version:
-        """`file`, which lies in a workspace, becomes a derived variant and is gone from there.
-        Raises `Conflict` where the version has one of this name."""
-        kind = VariantName(variant)
-        if not self.workspaces.contains(file):
-            raise BadName(f"{file} is not in a workspace of the store")
-        found = candidates.check([file])
-        folder = self.workspace("variant")
-        try:
-            with guarded(f"add {kind} to {version}"):
-                (taken,) = intake.take([(file, folder / found.names[0])], "move", work or Work())
-            manifest = Manifest(
-                name=version.name,
-                version=version.number,
-                files={taken.path.name: FileEntry(taken.sha256, taken.bytes, kind)},
-                created=self.today(),
-                format="gguf" if found.format == "gguf" else "ggml",
-                origin=f"{version}",
-                made_from=version.manifest.digests,
-                made_by=made_by,
-                validation=dict(validation or {}),
-            )
-            return self.enter_variant(folder, manifest, [taken], moves=True)
-        finally:
-            self.drop(folder)
 
     def enter_variant(
         self, folder: Path, manifest: Manifest, taken: Sequence[Taken], *, moves: bool = False
@@ -288,7 +155,7 @@ class Library(Shelf):
     def set_golden(self, name: str, data: bytes) -> None:
         """The model's golden prompts, in whatever form their reader wants."""
         model = ModelName(name)
-        _check_golden(data)
+        check_golden(data)
         with guarded(f"write the golden prompts of {model}"), self.writing:
             if not self.versions(model):
                 raise self.unknown(model)
@@ -331,6 +198,10 @@ class Library(Shelf):
             return
         disk.write_atomic(file, labelling.write(saved), self.workspaces.folder)
 
+    def next_number(self, name: ModelName, labels: Labels) -> int:
+        """Of the model's next version, with the labels that it has or is to have."""
+        return max([labels.next, *(one + 1 for one in numbered(self.folder(name)))])
+
     # Parts
 
     def today(self) -> str:
@@ -369,29 +240,8 @@ class Library(Shelf):
         if found:
             self.digests.remember(found, self.wall())
 
-    def next_number(self, name: ModelName, labels: Labels) -> int:
-        return max([labels.next, *(one + 1 for one in numbered(self.folder(name)))])
 
-    def _refuse_again(self, name: ModelName, digests: tuple[str, ...]) -> None:
-        for number in self.versions(name):
-            try:
-                version = self.version(name, number)
-            except Corrupt:
-                continue
-            if version.manifest.digests == digests:
-                then = (
-                    f"hxctl label {name} LABEL {number} points at it, hxctl model rm {version} "
-                    "removes it"
-                )
-                if version.quarantined:
-                    raise Conflict(
-                        f"{version} has the same content, in quarantine: {version.quarantined}; "
-                        f"{then}"
-                    )
-                raise SameContent(f"{version} has the same content; {then}", name, number)
-
-
-def _check_golden(golden: bytes | None) -> None:
+def check_golden(golden: bytes | None) -> None:
     if golden is not None and len(golden) > MAX_GOLDEN:
         raise StoreError(
             f"{len(golden)} bytes of golden prompts; {MAX_GOLDEN} are possible", param="golden"
