@@ -30,7 +30,7 @@ from hxd.daemon.request.models import Catalog
 from hxd.daemon.request.poison import Poison
 from hxd.daemon.request.probe import Prober
 from hxd.daemon.request.roster import Roster
-from hxd.daemon.request.strand import Setting
+from hxd.daemon.request.setting import Setting
 from hxd.daemon.store.sources import Source
 from hxd.daemon.supervise.cores import Cores
 from hxd.daemon.supervise.lifecycle import Event, State

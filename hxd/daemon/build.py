@@ -53,7 +53,7 @@ from hxd.daemon.request.models import Catalog, flatten
 from hxd.daemon.request.poison import Poison
 from hxd.daemon.request.probe import Prober
 from hxd.daemon.request.releases import Releases
-from hxd.daemon.request.strand import Setting
+from hxd.daemon.request.setting import Setting
 from hxd.daemon.request.tokenize import Tokenization
 from hxd.daemon.rollout.golden import Golden, GoldenError, parse
 from hxd.daemon.rollout.guard import Guard

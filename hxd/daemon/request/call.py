@@ -10,7 +10,8 @@ from functools import partial
 from hxd import wire
 from hxd.daemon.request.admit import Gate, Place
 from hxd.daemon.request.deployment import Served
-from hxd.daemon.request.strand import Said, Setting, Strand
+from hxd.daemon.request.setting import Setting
+from hxd.daemon.request.strand import Said, Strand
 from hxd.errors import CallerError, HxdError, QueueFull
 
 # Which choice, what, and when in monotonic seconds.

@@ -16,7 +16,7 @@ from hxd.daemon.request.capable import Abilities
 from hxd.daemon.request.deployment import Asker, Served
 from hxd.daemon.request.inquiry import Inquiry, Reply, along
 from hxd.daemon.request.receive_inputs import RerankRequest
-from hxd.daemon.request.strand import Setting
+from hxd.daemon.request.setting import Setting
 from hxd.daemon.request.vectors import Render, Vectors
 
 # About 1.5 ms of rendering, after which other requests get their turn.

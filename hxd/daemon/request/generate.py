@@ -19,7 +19,7 @@ from hxd.daemon.request.call import Call, Piece
 from hxd.daemon.request.capable import Abilities
 from hxd.daemon.request.deployment import Asker, Served
 from hxd.daemon.request.feedback import Feedback
-from hxd.daemon.request.strand import Setting
+from hxd.daemon.request.setting import Setting
 from hxd.daemon.store.sources import Source
 from hxd.errors import HxdError, Unavailable
 

@@ -15,7 +15,8 @@ from hxd import wire
 from hxd.daemon.request.admit import Gate, Lease, Place
 from hxd.daemon.request.deployment import Outcome, Served
 from hxd.daemon.request.failover import Next, Trail
-from hxd.daemon.request.strand import POISONED, Setting, failure
+from hxd.daemon.request.setting import Setting
+from hxd.daemon.request.strand import POISONED, failure
 from hxd.daemon.supervise.link import Heard, Loss, Lost, new_id
 from hxd.daemon.supervise.replica import Replica
 from hxd.errors import BackendError, Fault, HxdError, QueueFull, Unavailable

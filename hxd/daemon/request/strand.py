@@ -11,20 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from hxd import wire
-from hxd.clock import Clock
-from hxd.daemon.admin.metrics import Metrics
 from hxd.daemon.request.admit import Gate, Lease, Place
 from hxd.daemon.request.deployment import Outcome, Served
 from hxd.daemon.request.failover import PROBATION, Next, Trail
-from hxd.daemon.request.poison import Poison
+from hxd.daemon.request.setting import Setting
+from hxd.daemon.request.succession import Succession
 from hxd.daemon.request.told import Told
 from hxd.daemon.supervise.link import Heard, Loss, Lost, new_id
-from hxd.daemon.supervise.supervisor import Supervisor
 from hxd.errors import BY_FAULT, BackendError, Fault, HxdError, QueueFull, Unavailable
 
 log = logging.getLogger("hxd.request")
@@ -37,17 +33,6 @@ LEAST_PACED = 4
 
 # An error in place of an answer's end.
 Said = wire.Delta | wire.Done | HxdError
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What the sequences of all requests share."""
-
-    clock: Clock
-    metrics: Metrics
-    supervisor: Supervisor
-    poison: Poison
-    random: random.Random
 
 
 class Strand:
@@ -66,16 +51,13 @@ class Strand:
         whole: bool,
         strict: bool = False,
     ) -> None:
-        self._strict = strict
+        self._succession = Succession(chain, setting.supervisor, setting.metrics, strict=strict)
         self._setting = setting
-        self._chain = chain
         self._say = say
         self._whole = whole
         self.order = order
-        self.served = chain[0]
         self.replicas: set[str] = set()
         self.releases: list[Served] = []
-        self._spent: set[str] = set()
         self.failovers = 0
         self.began = False
         self.ended = False
@@ -110,61 +92,27 @@ class Strand:
         return await self._gate.wait(place, self.served.source.settings.queue_time)
 
     @property
+    def served(self) -> Served:
+        """The release that is asked now."""
+        return self._succession.served
+
+    @property
     def _gate(self) -> Gate:
         return self.served.gate
 
+    @property
+    def _bound(self) -> str | None:
+        """The vocabulary of what somebody has seen of the answer, if anybody has."""
+        return None if self._whole or not self._told.something else self._vocab
+
     def _enter_next(self, error: HxdError) -> Place:
         """A place of the next model of the chain that gives one; raises what the last one said."""
-        while self._next_model():
+        while self._succession.advance(self._bound):
             try:
                 return self._gate.enter(1)[0]
             except (Unavailable, QueueFull) as said:
                 error = said
         raise error
-
-    def _next_model(self) -> bool:
-        """Whether another model of the chain can be asked; from here on it is."""
-        chain, after = self._chain, self._after() or self._way_back()
-        if after is None:
-            return False
-        self._spent.add(self.served.source.key)
-        if after not in chain:
-            chain.append(after)
-        if chain[0] is not after:
-            del chain[: chain.index(after)]
-            if after.source.name != self.served.source.name:
-                self._setting.metrics.fell_back(after.source.name)
-        self.served = after
-        return True
-
-    def _after(self) -> Served | None:
-        """The next release of the chain that can take over what this one has begun. Another strand
-        of the request may have gone on to it already. One that is in service no more hands over to
-        the one that is."""
-        chain = self._chain
-        rest = chain[1:] if self.served is chain[0] else list(chain)
-        if not self._strict:
-            rest += [one for one in (self.served.successor, self.served.refuge) if one is not None]
-        return next(
-            (one for one in rest if one.source.key not in self._spent and self._fits(one)), None
-        )
-
-    def _way_back(self) -> Served | None:
-        """What is in service instead of a release that is gone, though it was left for that one."""
-        after = None if self._strict else self.served.successor
-        if after is None or not self.served.gate.hopeless or after.gate.hopeless:
-            return None
-        return after if self._fits(after) else None
-
-    def _fits(self, served: Served) -> bool:
-        if self._whole or not self._told.something:
-            return True
-        replicas = self._setting.supervisor.replicas.get(served.source.key, ())
-        vocabs = {r.loaded.vocab for r in replicas if r.loaded is not None}
-        if not vocabs and served.source.name == self.served.source.name:
-            # A version that is still to load, and whose vocabulary is most likely the same.
-            return True
-        return vocabs == {self._vocab}
 
     def _send(self, lease: Lease) -> None:
         replica = lease.replica
@@ -215,7 +163,7 @@ class Strand:
                 self._finish(heard)
             case wire.Failed(fault=Fault.BACKEND):
                 self._failed(heard)
-            case wire.Failed(fault=Fault.HXD) if not self._told.something and self._relief():
+            case wire.Failed(fault=Fault.HXD) if not self._told.something and self._relieve():
                 self._leave_lease()
                 self._again("busy", None)
             case wire.Failed():
@@ -286,10 +234,10 @@ class Strand:
         again = self._trail.failed() is Next.LATER and self._can_go_on()
         if again and self._gets_away(Next.LATER):
             self._again("error", None)
-        elif again and self._others(avoid) and self._gate.budget.take():
+        elif again and self._succession.others(avoid) and self._gate.budget.take():
             self._retrying = self._gate
             self._again("error", avoid, pause=self._trail.pause(self._setting.random.random()))
-        elif again and self._relief():
+        elif again and self._relieve():
             self._again("error", None)
         else:
             self._end(error)
@@ -307,7 +255,7 @@ class Strand:
             key, poison = self.served.source.key, self._setting.poison
             self._blamed.add(key)
             proven = not lost.company and poison.suspect(key, self.order)
-            if proven and (self._strict or self.served.refuge is None):
+            if proven and self._succession.refuge is None:
                 then = Next.POISON
             if then is not Next.POISON and self._gets_away(then):
                 if proven:
@@ -318,9 +266,10 @@ class Strand:
                 then = Next.ALONE if alone else Next.ELSEWHERE
             elif proven:
                 then = Next.POISON
-        if lost.loss is Loss.MOVED and lease is not None and not self._others(lease.replica.id):
+        left = None if lease is None or lost.loss is not Loss.MOVED else lease.replica.id
+        if left is not None and not self._succession.others(left):
             # Its release has no other worker: it left for another release, and not to come back.
-            self._relief()
+            self._relieve()
         why = f"the worker died: {lost.why}"
         match then:
             case Next.ELSEWHERE | Next.ALONE if self._can_go_on():
@@ -345,18 +294,9 @@ class Strand:
         lease = self._lease
         if lease is None:
             return False
-        if self._others(lease.replica.id):
-            return self._vocab in {None, *self._vocabularies(lease.replica.id)}
-        successor = None if self._strict else self.served.successor
-        return successor is not None and successor.gate.able() and self._fits(successor)
-
-    def _others(self, id: str | None) -> bool:
-        ready = self._setting.supervisor.ready(self.served.source.key)
-        return any(replica.id != id and not replica.suspect for replica in ready)
-
-    def _vocabularies(self, id: str) -> set[str]:
-        ready = self._setting.supervisor.ready(self.served.source.key)
-        return {r.loaded.vocab for r in ready if r.id != id and r.loaded is not None}
+        if self._succession.others(lease.replica.id):
+            return self._vocab in {None, *self._succession.vocabularies(lease.replica.id)}
+        return self._succession.movable(self._bound)
 
     def _leave(self, lost: Lost) -> None:
         lease = self._lease
@@ -429,12 +369,12 @@ class Strand:
             await self._setting.clock.sleep(pause)
         while True:
             try:
-                if not self._gate.able() and self._relief():
+                if not self._gate.able() and self._relieve():
                     avoid = None
                 lease = await self._wait(self._gate.reenter(avoid=avoid, alone=alone))
                 break
             except HxdError as error:
-                if not self._next_model():
+                if not self._succession.advance(self._bound):
                     self._end(self._cut_off(error))
                     return
                 avoid = None
@@ -442,8 +382,7 @@ class Strand:
 
     def _cut_off(self, error: HxdError) -> HxdError:
         """`error`, or what lies behind it: a version went, and another one can't go on for it."""
-        after = None if self._strict else self.served.successor
-        if after is None or self._fits(after):
+        if not self._succession.parted(self._bound):
             return error
         return BackendError(
             "the answer was cut off and can't be continued: its version is in service no more, and "
@@ -453,13 +392,11 @@ class Strand:
     def _gets_away(self, then: Next) -> bool:
         """Whether it goes on with another release or model: with what the model had before, or has
         beside, if it can; else when its own has no replica left."""
-        refuge = None if self._strict else self.served.refuge
-        return (refuge is not None or then is Next.GIVE_UP) and self._relief()
+        refuge = self._succession.refuge
+        return (refuge is not None or then is Next.GIVE_UP) and self._relieve()
 
-    def _relief(self) -> bool:
-        """Whether the next model of the chain can take over what this one has begun."""
-        after = self._after()
-        return after is not None and after.gate.able() and self._next_model()
+    def _relieve(self) -> bool:
+        return self._succession.relieve(self._bound)
 
     def _leave_lease(self, *, failed: bool = False) -> str | None:
         """Give the slot back; the id of the replica whose it was."""

@@ -19,7 +19,7 @@ from hxd.daemon.request import receive_inputs, reply, transfer
 from hxd.daemon.request.capable import Abilities
 from hxd.daemon.request.deployment import Asker, Served
 from hxd.daemon.request.inquiry import C, Inquiry, Reply, along
-from hxd.daemon.request.strand import Setting
+from hxd.daemon.request.setting import Setting
 from hxd.errors import BackendError
 
 AT_ONCE = 16  # in one worker; each is some milliseconds of one thread

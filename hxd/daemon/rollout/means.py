@@ -10,7 +10,7 @@ from hxd.clock import Clock
 from hxd.daemon.events import Events
 from hxd.daemon.request.deployment import Deployment
 from hxd.daemon.request.releases import Releases
-from hxd.daemon.request.strand import Setting
+from hxd.daemon.request.setting import Setting
 from hxd.daemon.rollout.golden import Golden
 from hxd.daemon.rollout.record import Record
 from hxd.daemon.store.sources import Choice, Source, SourceError

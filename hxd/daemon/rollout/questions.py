@@ -13,7 +13,7 @@ from hxd import wire
 from hxd.daemon.request.call import Call, Piece
 from hxd.daemon.request.deployment import Served
 from hxd.daemon.request.inquiry import Inquiry, Reply
-from hxd.daemon.request.strand import Setting
+from hxd.daemon.request.setting import Setting
 from hxd.daemon.request.vectors import Vectors
 from hxd.daemon.rollout.golden import Golden, Outcome, Prompt, judge
 from hxd.daemon.rollout.likeness import TEXTS, Vector, unpacked

@@ -18,7 +18,7 @@ from hxd.clock import Clock
 from hxd.daemon.request.call import Call, Piece
 from hxd.daemon.request.deployment import Served
 from hxd.daemon.request.releases import Releases
-from hxd.daemon.request.strand import Setting
+from hxd.daemon.request.setting import Setting
 from hxd.daemon.rollout import questions
 from hxd.daemon.rollout.golden import DEFAULT, Golden, Outcome
 from hxd.daemon.rollout.likeness import TEXTS, finite, unpacked

@@ -17,7 +17,7 @@ from hxd.daemon.admin.drills.report import Report
 from hxd.daemon.request.call import Call
 from hxd.daemon.request.deployment import Deployment, Served
 from hxd.daemon.request.inquiry import Inquiry, Reply, along
-from hxd.daemon.request.strand import Setting
+from hxd.daemon.request.setting import Setting
 from hxd.daemon.request.vectors import Vectors
 from hxd.daemon.rollout.rollout import describe
 from hxd.errors import HxdError

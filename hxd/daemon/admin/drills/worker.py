@@ -11,7 +11,7 @@ from hxd.clock import Clock
 from hxd.daemon.admin.drills.load import LOOK_EVERY, Load
 from hxd.daemon.admin.drills.report import Fault, Report
 from hxd.daemon.request.deployment import Deployment
-from hxd.daemon.request.strand import Setting
+from hxd.daemon.request.setting import Setting
 from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.supervisor import Supervisor
 from hxd.errors import Unavailable
