@@ -44,6 +44,13 @@ def part_of(file: Path) -> Path:
     return file.with_name(f".{file.name}.part")
 
 
+def sweep(folder: Path) -> None:
+    """Removes what crashes in the middle of `replace` have left in a folder of hxd's own. Nobody
+    may be writing there."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
 def replace(file: Path, data: bytes) -> None:
     """Whole or not at all."""
     part = part_of(file)

@@ -86,8 +86,9 @@ class History:
             for path in self._folder.iterdir():
                 if path.name.startswith((_NEW, _GONE)):
                     shutil.rmtree(path)
-            for part in [*self._folder.glob(".*.part"), *self._folder.glob("*/.*.part")]:
-                part.unlink()
+                elif path.is_dir():
+                    durable.sweep(path)
+            durable.sweep(self._folder)
 
     def record(self, files: Mapping[str, bytes], why: Why, who: str, now: float) -> Revision:
         """Keeps `files` as the newest revision, whose outcome is still to come; see `settle`.

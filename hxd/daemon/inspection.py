@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hxd.config import Config
+from hxd.config import Config, durable
 from hxd.daemon.lock import ADMIN_SOCKET, alone
 from hxd.daemon.rollout.record import Record
 from hxd.daemon.store.keys import KeyFileError, KeyStore
@@ -41,6 +41,9 @@ def claim(config: Config) -> Iterator[Stores]:
             stack.enter_context(stores.held())
         except HxdError as error:
             raise ConfigError([f"{config.origin}: paths.state: {error}"]) from None
+        with contextlib.suppress(OSError):
+            # Only now: who has the stores is the only one to write there.
+            durable.sweep(paths.state)
         yield stores
 
 
