@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.support import chat, post, run_hxd, running, write_config
+from hxd.config import load
+from hxd.daemon.inspection import inspect
+from hxd.daemon.store import plugins
+from hxd.daemon.supervise.replica import Replica
+from hxd.daemon.supervise.variants import Variants
+from hxd.daemon.supervise.workers import PrepareError
+from tests.plugin_packages import plugin
+from tests.support import ROOT, chat, post, run_hxd, running, write_config
 
 Q4 = '[models.m]\nsource = "builtin:demo"\ncontext = 512\nvariants = ["q4_0", "q2_k"]\n'
 
@@ -47,3 +55,17 @@ async def test_each_version_of_the_demo_model_says_which_it_is(tmp_path: Path, n
     async with running(write_config(tmp_path, model)) as daemon:
         _, _, headers = await post(daemon.url + "/v1/chat/completions", chat("m", "hi"))
         assert headers["x-hxd-version"] == number.replace("stable", "2")
+
+
+async def test_a_variant_that_can_not_be_made_leaves_nothing_half_written(tmp_path: Path) -> None:
+    fails = "@hookimpl\ndef hxd_quantize(target):\n    target.write_bytes(b'half')\n    1 / 0\n"
+    plugin(tmp_path / "plugins/fails", name="fails", more=fails)
+    usable, _ = plugins.scan([tmp_path / "plugins"])
+    file = ROOT / "hxd/demo/2/hxd-demo-f16.gguf"
+    models = f'[models.m]\nsource = "{file}"\ncontext = 512\nvariants = ["q4_0"]\n'
+    inspection = inspect(load(write_config(tmp_path, models)))
+    source = replace(inspection.sources["m"], plugin=usable["fails"])
+    variants = Variants(tmp_path / "cache", inspection.stores.models, plugins.check)
+    with pytest.raises(PrepareError, match="ZeroDivisionError"):
+        await variants.file_for(Replica("m-1", source))
+    assert made(tmp_path) == []

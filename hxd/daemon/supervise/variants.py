@@ -73,8 +73,12 @@ class Variants:
         def told(share: float, note: str) -> None:
             replica.note = f"{note} {share:.0%}" if share else note
 
-        await quantize(source.plugin, file, part, source.variant, told)
-        await asyncio.to_thread(_publish, part, target)
+        try:
+            await quantize(source.plugin, file, part, source.variant, told)
+            await asyncio.to_thread(_publish, part, target)
+        finally:
+            # What was not finished may be as large as a model, and nobody may want it again.
+            part.unlink(missing_ok=True)
 
 
 def _publish(part: Path, target: Path) -> None:
