@@ -4,6 +4,7 @@ in a bounded memory for whoever asks, and a line in a file that outlives the dae
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections import Counter, deque
@@ -95,14 +96,19 @@ class Events:
 
 def _append(file: Path, events: Iterable[Event]) -> None:
     lines = b"".join(msgspec.json.encode(event) + b"\n" for event in events)
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    with contextlib.suppress(FileNotFoundError):
+        if file.lstat().st_size + len(lines) > MOST_BYTES:
+            file.replace(file.with_suffix(".old.jsonl"))
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     descriptor = os.open(file, flags, 0o600)
     try:
-        if os.fstat(descriptor).st_size + len(lines) > MOST_BYTES:
-            file.replace(file.with_suffix(".old.jsonl"))
-            os.close(descriptor)
-            descriptor = os.open(file, flags, 0o600)
-        os.write(descriptor, lines)
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            # A daemon that was killed or a disk that was full has cut a line off; it must not take
+            # the next one along.
+            lines = b"\n" + lines
+        while lines:
+            lines = lines[os.write(descriptor, lines) :]
         os.fdatasync(descriptor)
     finally:
         os.close(descriptor)
