@@ -140,3 +140,44 @@ def test_a_file_gets_its_name_once_and_is_only_its_owners(tmp_path: Path) -> Non
     found.close()
     assert {file.name for file in tmp_path.iterdir()} == {"m.gguf", "m.gguf.state"}
     assert (tmp_path / "m.gguf").stat().st_mode & 0o777 == 0o600
+
+
+def whole(folder: Path) -> Path:
+    """A file that was published by the pull, and has a second name since."""
+    first = part(folder)
+    first.write(0, b"y" * 100)
+    first.publish()
+    first.close()
+    (folder / "version.gguf").hardlink_to(folder / "m.gguf")
+    return folder / "version.gguf"
+
+
+def test_a_file_that_a_version_has_too_is_taken_as_it_is(tmp_path: Path) -> None:
+    version = whole(tmp_path)
+    again = part(tmp_path)
+    assert again.whole and os.path.samestat(os.fstat(again.descriptor), version.stat())
+    again.close()
+
+
+@pytest.mark.parametrize(
+    "facts", [Facts("https://h/m.gguf", 50, '"two"'), Facts("https://h/m.gguf", None, '"two"')]
+)
+def test_a_file_that_a_version_has_too_is_never_written_to(tmp_path: Path, facts: Facts) -> None:
+    version = whole(tmp_path)
+    again = part(tmp_path, facts)
+    again.write(0, b"z" * 50)
+    again.close()
+    assert version.read_bytes() == b"y" * 100
+    assert (tmp_path / "m.gguf.part").read_bytes() == b"z" * 50
+
+
+def test_a_last_answer_that_is_shorter_than_one_cut_off_before_is_all_there_is(
+    tmp_path: Path,
+) -> None:
+    found = part(tmp_path, Facts("https://h/m.gguf", None, '"one"'))
+    found.write(0, b"a" * 50)
+    found.write(0, b"b" * 30)
+    found.ended(30)
+    assert found.whole
+    found.close()
+    assert (tmp_path / "m.gguf.part").read_bytes() == b"b" * 30

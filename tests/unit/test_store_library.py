@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -410,6 +411,39 @@ def test_a_start_sweeps_up_and_keeps_downloads_for_a_week(tmp_path: Path) -> Non
     again.prepare()
     assert sorted(path.name for path in again.workspaces.folder.iterdir()) == ["pull"]
     assert [path.name for path in (again.workspaces.folder / "pull").iterdir()] == ["new"]
+
+
+def test_a_download_belongs_to_one_at_a_time(library: Library) -> None:
+    folder = library.workspaces.folder / "pull/x"
+    folder.mkdir()
+    os.utime(folder, times=(0, 0))
+    with library.workspaces.alone(folder):
+        with pytest.raises(Conflict, match="pulled already"), library.workspaces.alone(folder):
+            pass
+        assert library.workspaces.leftovers() == []
+    assert library.workspaces.leftovers() == [folder]
+    with library.workspaces.alone(folder):
+        pass
+
+
+def test_leftovers_are_found_while_downloads_go_on(library: Library) -> None:
+    folder = library.workspaces.folder / "pull/x"
+    folder.mkdir()
+    over = threading.Event()
+
+    def download() -> None:
+        while not over.is_set():
+            (folder / "m.state.new").touch()
+            (folder / "m.state.new").rename(folder / "m.state")
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(download)
+        try:
+            for _ in range(300):
+                assert library.workspaces.leftovers() == []
+        finally:
+            over.set()
+        running.result()
 
 
 def test_a_start_does_not_undo_the_operators_labels_of_the_built_in_model(

@@ -87,8 +87,12 @@ class StoreJobs:
 
     async def pull(self, ask: Pull, wanted: Wanted, work: Work) -> dict[str, Any]:
         """What arrived is kept for the next try unless it is of no use."""
-        name = ModelName(ask.name or default_name(wanted))
         folder = folder_for(self._library, wanted)
+        with self._library.workspaces.alone(folder):
+            return await self._pull(ask, wanted, folder, work)
+
+    async def _pull(self, ask: Pull, wanted: Wanted, folder: Path, work: Work) -> dict[str, Any]:
+        name = ModelName(ask.name or default_name(wanted))
         try:
             await to_its_end(self._refuse_known, name, wanted)
             proxies = pull.proxies(self._live.config.pull, os.environ)

@@ -6,14 +6,16 @@ nobody comes back for them.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import mkdtemp
 
 from hxd.daemon.store import disk
 from hxd.daemon.store.disk import guarded
-from hxd.daemon.store.faults import BadName
+from hxd.daemon.store.faults import BadName, Conflict
 from hxd.daemon.store.reference import VariantName
 
 PULL = "pull"
@@ -30,6 +32,7 @@ class Workspaces:
         self._wall = wall
         self._lock = threading.Lock()
         self._live: set[str] = set()
+        self._pulls: set[Path] = set()
 
     def make(self, purpose: str) -> Path:
         """A fresh one; `purpose` is how its name begins."""
@@ -53,6 +56,23 @@ class Workspaces:
         with self._lock:
             self._live.discard(path.name)
 
+    @contextlib.contextmanager
+    def alone(self, pull: Path) -> Iterator[None]:
+        """A download's folder is one's own until what came is a version: who pulls the same
+        meanwhile would write to files that have names in both. Raises `Conflict`."""
+        with self._lock:
+            if pull in self._pulls:
+                raise Conflict(
+                    "this is being pulled already, perhaps under another name; wait until that is "
+                    "done (hxctl jobs)"
+                )
+            self._pulls.add(pull)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pulls.discard(pull)
+
     def contains(self, file: Path) -> bool:
         return self.folder in file.parents
 
@@ -67,8 +87,8 @@ class Workspaces:
                 and path.name != PULL
                 and (parts or not path.name.startswith(_PARTS))
             ]
+            pulls = [path for path in _entries(self.folder / PULL) if path not in self._pulls]
         now = self._wall()
-        pulls = _entries(self.folder / PULL)
         return found + [path for path in pulls if now - _touched(path) > PULL_KEPT]
 
 
@@ -77,6 +97,11 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _touched(path: Path) -> float:
-    """Seconds since the epoch when it, or a file right in it, was last written."""
-    below = _entries(path) if not path.is_symlink() else []
-    return max(one.lstat().st_mtime for one in (path, *below))
+    """Seconds since the epoch when it, or a file right in it, was last written. Others go on
+    working in it meanwhile: what is gone by the time it is looked at does not count."""
+    times = []
+    with contextlib.suppress(FileNotFoundError):
+        for one in (*([] if path.is_symlink() else _entries(path)), path):
+            with contextlib.suppress(FileNotFoundError):
+                times.append(one.lstat().st_mtime)
+    return max(times, default=math.inf)

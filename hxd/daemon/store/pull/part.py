@@ -71,20 +71,28 @@ class Part:
             # Finished before, by a run whose result nobody took: it is checked like any other.
             if self.final.exists() and not self.path.exists():
                 self.final.rename(self.path)
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self.descriptor = os.open(self.path, flags, disk.FILE_MODE)
+            self.descriptor = self._open()
             try:
                 self._resume()
             except BaseException:
                 os.close(self.descriptor)
                 raise
 
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(self.path, flags, disk.FILE_MODE)
+
     def _resume(self) -> None:
         ranges = self._recorded()
-        if ranges is None:
+        if ranges is None or (self._shared() and ranges.total != self.size):
             self._clear()
         else:
             self._ranges, self.resumed = ranges, ranges.total > 0
+
+    def _shared(self) -> bool:
+        """Whether the file is also a version's: after a crash between its publication and the end
+        of this name. It may be read, and must never be written to."""
+        return os.fstat(self.descriptor).st_nlink > 1
 
     def _recorded(self) -> Ranges | None:
         """What the state says is there; None when that is not about these bytes."""
@@ -108,6 +116,10 @@ class Part:
 
     def _clear(self) -> None:
         self._state.unlink(missing_ok=True)
+        if self._shared():
+            self.path.unlink()
+            shared, self.descriptor = self.descriptor, self._open()
+            os.close(shared)
         os.ftruncate(self.descriptor, 0)
         self._ranges, self.resumed = Ranges(), False
         if self.size is not None:
@@ -168,6 +180,9 @@ class Part:
         it says next time."""
         with guarded(self._writing):
             os.ftruncate(self.descriptor, size)
+        with self._lock:
+            # An earlier answer that was cut off may have been longer.
+            self._ranges = Ranges([(0, size)])
         self.size = size
 
     def save(self) -> None:

@@ -40,9 +40,10 @@ def into(
         file = next((one for one in wanted.files if one.url == url), wanted.files[0])
         alone = replace(wanted, files=(File(file.name, url, sha256),))
         folder = folder_for(library, alone)
-        (found,) = fetch(alone, folder, work, proxies=proxies)
-        with guarded(f"bring {found.path.name} into the store"):
-            found.path.rename(target)
-            disk.delete(folder)
+        with library.workspaces.alone(folder):
+            (found,) = fetch(alone, folder, work, proxies=proxies)
+            with guarded(f"bring {found.path.name} into the store"):
+                found.path.rename(target)
+                disk.delete(folder)
 
     return one
