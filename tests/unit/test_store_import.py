@@ -85,6 +85,17 @@ def test_a_moved_file_is_gone_from_where_it_was_only_after_the_publication(
     assert ensure(library, version, "f16").stat().st_mode & 0o077 == 0
 
 
+def test_a_moved_file_that_somebody_took_away_meanwhile_is_a_version_all_the_same(
+    library: Library, tmp_path: Path
+) -> None:
+    source = tiny.write(tmp_path / "m.gguf")
+    with Stage.of(library, [source], "m", take="move") as stage:
+        source.unlink()
+        version = stage.publish({})
+    assert verify(library, "m") == []
+    assert library.labels("m") == {"stable": version.number}
+
+
 def test_all_shards_of_a_folder_become_one_version_in_order(
     library: Library, tmp_path: Path
 ) -> None:

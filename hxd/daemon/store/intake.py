@@ -181,10 +181,11 @@ def _copy(descriptor: int, into: int, name: str, size: int, work: Work) -> Diges
 
 def give_up_sources(taken: Sequence[Taken]) -> dict[Seen, Digest]:
     """After a move: the sources' names go, and what is known of the files is returned, since that
-    changes their times. A source that somebody wrote to meanwhile stays."""
+    changes their times. A source that somebody wrote to meanwhile stays, and what can't be removed
+    does: the version is there already."""
     found: dict[Seen, Digest] = {}
     for one in taken:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StoreError):
             descriptor = open_source(one.source)
             try:
                 if Seen.of(descriptor) != one.origin:
