@@ -16,11 +16,21 @@ import pytest
 from hxd.daemon.store import demo, disk, quarantine, removal
 from hxd.daemon.store.derived import add_variant
 from hxd.daemon.store.digests import Seen
-from hxd.daemon.store.faults import BadName, Cancelled, Conflict, Corrupt, NotThere, StoreError
+from hxd.daemon.store.faults import (
+    BadName,
+    Cancelled,
+    Conflict,
+    Corrupt,
+    NotThere,
+    StoreBroken,
+    StoreError,
+)
 from hxd.daemon.store.findings import What
 from hxd.daemon.store.integrity import ensure, verify
+from hxd.daemon.store.journal import FILE, Journal
+from hxd.daemon.store.labels import MAX_LABELS
 from hxd.daemon.store.library import Library
-from hxd.daemon.store.reference import Reference
+from hxd.daemon.store.reference import ModelName, Reference
 from hxd.daemon.store.seed import bring_back
 from hxd.daemon.store.stage import Stage
 from hxd.daemon.store.version import Version
@@ -411,6 +421,54 @@ def test_a_start_sweeps_up_and_keeps_downloads_for_a_week(tmp_path: Path) -> Non
     again.prepare()
     assert sorted(path.name for path in again.workspaces.folder.iterdir()) == ["pull"]
     assert [path.name for path in (again.workspaces.folder / "pull").iterdir()] == ["new"]
+
+
+def test_a_version_that_can_not_have_its_labels_is_not_there(
+    library: Library, publish: Callable[..., Version], tmp_path: Path
+) -> None:
+    publish("m", 1)
+    (library.models / "m/golden.toml").mkdir()  # Nothing can be written there.
+    file = tiny.write(tmp_path / "m.gguf", 2)
+    with Stage.of(library, [file], "m") as stage, pytest.raises(StoreBroken, match="publish m@2"):
+        stage.publish({}, labels=["canary"], golden=b"golden")
+    assert library.versions("m") == [1] and library.workspaces.leftovers() == []
+    (library.models / "m/golden.toml").rmdir()
+    with Stage.of(library, [file], "m") as stage:
+        stage.publish({}, labels=["canary"], golden=b"golden")
+    library.set_label("m", "canary", 1)
+    library.prepare()
+    assert library.labels("m") == {"canary": 1, "stable": 1} and library.versions("m") == [1, 2]
+
+
+def test_what_can_not_be_finished_keeps_no_daemon_from_starting(
+    library: Library, publish: Callable[..., Version]
+) -> None:
+    publish("m", 1)
+    publish("m", 2)
+    # As a crash after the rename of version 2 leaves it, and then a disk that takes nothing.
+    journal = Journal(library.root / FILE, library.workspaces.folder)
+    journal.begin("m", 2, ["canary", "mine"], b"golden")
+    (library.models / "m/golden.toml").mkdir()
+    library.prepare()
+    assert library.labels("m") == {"stable": 1}
+    (library.models / "m/golden.toml").rmdir()
+    library.set_label("m", "canary", 1)
+    library.prepare()
+    assert library.labels("m") == {"canary": 1, "mine": 2, "stable": 1}
+    assert library.golden("m") == b"golden"
+
+
+def test_a_label_too_many_is_refused_before_anything_is_published(
+    library: Library, publish: Callable[..., Version]
+) -> None:
+    publish("m", 1)
+    most = {f"l{number}": 1 for number in range(MAX_LABELS)}
+    library.save_labels(ModelName("m"), most)
+    with pytest.raises(StoreError, match="1000 labels already"):
+        publish("m", 2, labels=["new"])
+    assert library.versions("m") == [1]
+    library.prepare()
+    assert publish("m", 3, labels=["l7"]).number == 2
 
 
 def test_a_download_belongs_to_one_at_a_time(library: Library) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Collection
 
 import msgspec
 import tomli_w
@@ -41,9 +42,14 @@ def read(data: bytes, where: str) -> Labels:
     return found
 
 
-def write(labels: Labels) -> bytes:
-    if len(labels.labels) > MAX_LABELS:
+def check_count(labels: Collection[str]) -> None:
+    """Raises `StoreError` where there are too many to be written."""
+    if len(labels) > MAX_LABELS:
         raise StoreError(f"there are {MAX_LABELS} labels already; remove some (hxctl label)")
+
+
+def write(labels: Labels) -> bytes:
+    check_count(labels.labels)
     return tomli_w.dumps(
         {"next": labels.next, "labels": dict(sorted(labels.labels.items()))}
     ).encode()

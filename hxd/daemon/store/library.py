@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import os
 import threading
 import time
@@ -25,13 +26,7 @@ from hxd.daemon.store import labels as labelling
 from hxd.daemon.store import manifest as manifests
 from hxd.daemon.store.digests import Digests
 from hxd.daemon.store.disk import guarded
-from hxd.daemon.store.faults import (
-    BadName,
-    Conflict,
-    Corrupt,
-    NotThere,
-    StoreError,
-)
+from hxd.daemon.store.faults import Conflict, Corrupt, NotThere, StoreError
 from hxd.daemon.store.intake import Taken
 from hxd.daemon.store.journal import FILE as JOURNAL
 from hxd.daemon.store.journal import Journal
@@ -44,6 +39,8 @@ from hxd.daemon.store.unseeded import FILE as UNSEEDED
 from hxd.daemon.store.unseeded import Unseeded
 from hxd.daemon.store.version import VARIANTS, Version
 from hxd.daemon.store.workspaces import PULL, Workspaces
+
+log = logging.getLogger("hxd.store")
 
 WORKSPACES = "tmp"
 QUARANTINE = "quarantine"
@@ -83,7 +80,11 @@ class Library(Shelf):
                 disk.make_folder(folder)
             for path in self.workspaces.leftovers(parts=True):
                 disk.delete(path)
-            self._finish_publication()
+            try:
+                self._finish_publication()
+            except OSError as error:
+                # On a full disk, perhaps. What serves needs none of it; the next change does it.
+                log.error("%s", disk.broken("finish what was half published", error))
         seed(self)
 
     def workspace(self, purpose: str) -> Path:
@@ -106,21 +107,24 @@ class Library(Shelf):
         golden: bytes | None = None,
         moves: bool = False,
     ) -> Version:
-        """A workspace with synced files becomes the version that the manifest says. Raises
-        `Conflict` where that is there."""
+        """A workspace with synced files becomes the version that the manifest says, with its
+        labels, or nothing has changed. Raises `Conflict` where it is there."""
         name, number = manifest.name, manifest.version
         target = self.folder(name) / str(number)
         with guarded(f"publish {name}@{number}"), self.writing:
+            self._finish_publication()
             if os.path.lexists(target):
                 raise Conflict(f"{name}@{number} is there already; hxctl model verify {name}")
+            if labels:
+                labelling.check_count({*self.labelled(name).labels, *labels})
             if labels or golden is not None:
                 self._journal.begin(name, number, labels, golden)
             try:
                 self._settle(folder, target, manifest)
+                self._finish_publication()
             except BaseException:
-                self._journal.done()
+                self._take_back(target, folder, manifest)
                 raise
-            self._finish_publication()
             version = self.version(name, number)
         self._remember(taken, moves)
         return version
@@ -157,6 +161,7 @@ class Library(Shelf):
         model = ModelName(name)
         check_golden(data)
         with guarded(f"write the golden prompts of {model}"), self.writing:
+            self._finish_publication()
             if not self.versions(model):
                 raise self.unknown(model)
             disk.write_atomic(self.folder(model) / GOLDEN, data, self.workspaces.folder)
@@ -167,6 +172,7 @@ class Library(Shelf):
         """Points the label at a version, or removes it with None."""
         model, word = ModelName(name), Label(label)
         with guarded(f"label {model}"), self.writing:
+            self._finish_publication()
             known = self.labelled(model)
             if number is not None:
                 version = self.version(model, number)
@@ -219,17 +225,29 @@ class Library(Shelf):
         disk.move(folder, target)
         self.workspaces.left(folder)
 
+    def _take_back(self, target: Path, folder: Path, manifest: Manifest) -> None:
+        """A version that can't have its labels is a workspace again: who is told that it failed
+        may try again, and no later start gives it labels that somebody has moved since."""
+        with contextlib.suppress(OSError, StoreError):  # What can't be undone, a start finishes.
+            labels = self.labelled(manifest.name).labels
+            if manifest.version not in labels.values():
+                if os.path.lexists(target):
+                    disk.move(target, folder)
+                self._journal.done()
+
     def _finish_publication(self) -> None:
-        """Labels and golden prompts of a version whose rename is done."""
+        """Labels and golden prompts of a version whose rename is done. Of one from before a crash,
+        before anything else is changed: it came first."""
         half = self._journal.begun()
-        if half is not None:
-            with contextlib.suppress(BadName, NotThere, Corrupt):
-                name = self.version(half.name, half.version).name
-                if half.golden is not None:
-                    file = self.folder(name) / GOLDEN
-                    disk.write_atomic(file, half.golden, self.workspaces.folder)
-                words = {str(Label(label)): half.version for label in half.labels}
-                self.save_labels(name, {**self.labelled(name).labels, **words})
+        if half is None:
+            return
+        with contextlib.suppress(StoreError):
+            name = self.version(half.name, half.version).name
+            if half.golden is not None:
+                file = self.folder(name) / GOLDEN
+                disk.write_atomic(file, half.golden, self.workspaces.folder)
+            words = {str(Label(label)): half.version for label in half.labels}
+            self.save_labels(name, {**self.labelled(name).labels, **words})
         self._journal.done()
 
     def _remember(self, taken: Sequence[Taken], moves: bool) -> None:
