@@ -7,9 +7,12 @@ number found in the file. Work is counted in steps, and ends soon whatever a hea
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import stat
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import repeat
 from operator import length_hint
@@ -98,11 +101,8 @@ class Header:
 
 def detect(path: Path) -> str:
     """`gguf` or `ggml` by the magic; raises `ModelFileError` naming what was found otherwise."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise ModelFileError(_reason(path, error)) from None
+    with opened(path) as file:
+        start = file.read(64)
     if not start:
         raise ModelFileError("the file is empty")
     if start[:4] == b"GGUF":
@@ -117,11 +117,29 @@ def detect(path: Path) -> str:
     raise ModelFileError(f"not a model file: it starts with {start[:8].hex(' ')}, not with 'GGUF'")
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """A regular file. Raises `ModelFileError` for what is none (a pipe would never end), and for
+    whatever the disk refuses, then or later."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ModelFileError(_reason(path, error)) from None
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        what = "a folder" if stat.S_ISDIR(kind) else "a pipe or a device"
+        raise ModelFileError(f"{path} is {what}, not a file")
+    with os.fdopen(descriptor, "rb") as file:
+        try:
+            yield file
+        except OSError as error:
+            raise ModelFileError(_reason(path, error)) from None
+
+
 def _reason(path: Path, error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return f"no such file: {path}"
-    if isinstance(error, IsADirectoryError):
-        return f"{path} is a folder, not a file"
     return f"can't read {path}: {error.strerror}"
 
 
@@ -238,7 +256,7 @@ def read_header(path: Path) -> Header:
     """Header of a GGUF file; raises `ModelFileError` unless every tensor lies inside the file."""
     if detect(path) != "gguf":
         raise ModelFileError("an older GGML file, not GGUF")
-    with path.open("rb") as file:
+    with opened(path) as file:
         cursor = Cursor(file, WINDOW, MAX_HEADER)
         cursor.skip(4)
         version = cursor.take(U32)

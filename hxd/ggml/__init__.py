@@ -17,7 +17,7 @@ from pathlib import Path
 from hxd.errors import nearest
 from hxd.ggml.layouts import FAMILIES, LAYOUTS, MAGICS, Layout, layout_of
 from hxd.ggml.reader import Reader
-from hxd.gguf import ModelFileError
+from hxd.gguf import ModelFileError, opened
 
 # Families whose caches hold float32, and those that keep values twice.
 _WIDE = frozenset({"gpt2", "starcoder", "falcon"})
@@ -67,7 +67,7 @@ class Vocabulary:
 def read_header(path: Path, family: str | None = None) -> Header:
     """Header of an older file, in the `family` that the operator names or in the only one that
     fits. Raises `ModelFileError`, and `FamilyError` where another `family` could help."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         magic = file.read(4)
     layouts = [layout for layout in LAYOUTS if magic in layout.magics]
     if not layouts:
@@ -91,7 +91,7 @@ def read_header(path: Path, family: str | None = None) -> Header:
 
 def read_vocabulary(path: Path, family: str) -> Vocabulary:
     """The words of a file whose header is good."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         reader = Reader(file, layout_of(family))
         reader.start()
         found = Vocabulary()
@@ -127,7 +127,7 @@ def _guess(path: Path, layouts: list[Layout]) -> Header:
 
 def _read(path: Path, layout: Layout, family: str, reached: list[int] | None = None) -> Header:
     """`reached`, if given, gets how many bytes were understood."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         reader = Reader(file, layout)
         try:
             return _header(reader, family)

@@ -54,7 +54,7 @@ class Operations:
         return store_view.detail(self.library, self.library.resolve(Reference.parse(ref)), uses)
 
     def snapshots(self, path: str) -> list[dict[str, Any]]:
-        return [info.to_body() for info in snapshots.infos(absolute(path).resolve())]
+        return [info.to_body() for info in backup.snapshots(absolute(path))]
 
     def verify(self, ask: Verify, work: Work) -> dict[str, Any]:
         """Every file is read again. `ok` is whether all are the manifests'."""

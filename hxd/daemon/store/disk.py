@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hxd.config import durable
-from hxd.daemon.store.faults import StoreBroken
+from hxd.daemon.store.faults import BadName, StoreBroken
+from hxd.daemon.store.reference import shown
 
 CHUNK = 1 << 20
 FILE_MODE = 0o600
@@ -37,6 +38,23 @@ def guarded(doing: str) -> Iterator[None]:
 def broken(doing: str, error: OSError) -> StoreBroken:
     said = durable.refusal(error, otherwise="run hxctl model doctor")
     return StoreBroken(f"can't {doing}: {said}")
+
+
+def expanded(text: str) -> Path:
+    """With the home folder in place of `~`; of a user that there is not, as it stands."""
+    path = Path(text)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
+def resolved(path: Path) -> Path:
+    """Every link in it followed, whether or not it is there; raises `BadName`."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadName(f"{shown(str(path))} leads nowhere: {error}", param="path") from None
 
 
 def make_folder(folder: Path) -> None:

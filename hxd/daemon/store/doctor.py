@@ -66,7 +66,7 @@ class _Doctor:
     ) -> None:
         self.library = library
         self.work = work
-        self.backup = None if backup is None else backup.resolve()
+        self.backup = None if backup is None else disk.resolved(backup)
         self.fetch = fetch
 
     def mend(self, troubles: Sequence[Trouble]) -> list[Cure]:

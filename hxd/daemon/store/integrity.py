@@ -33,7 +33,10 @@ def verify(
             except Corrupt as error:
                 found.append(Finding(model, each, manifests.FILE, What.MANIFEST, error.message))
             else:
-                found += findings.examine(library.tree, library.digests, version, work or Work())
+                with guarded(f"verify {version}"):
+                    found += findings.examine(
+                        library.tree, library.digests, version, work or Work()
+                    )
     return found
 
 

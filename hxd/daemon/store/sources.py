@@ -14,8 +14,8 @@ import msgspec
 
 from hxd import ggml, gguf, pooling
 from hxd.config import Config, ModelSettings
-from hxd.daemon.store import demo
-from hxd.daemon.store.faults import NotThere, StoreError
+from hxd.daemon.store import demo, disk
+from hxd.daemon.store.faults import NotThere, StoreBroken, StoreError
 from hxd.daemon.store.filetypes import variant_of
 from hxd.daemon.store.integrity import ensure
 from hxd.daemon.store.library import Library
@@ -129,7 +129,7 @@ class Resolver:
                 return
             for number in reversed(self.library.versions(reference.name)):
                 yield Choice(number)
-        except StoreError:
+        except (StoreError, StoreBroken):
             return
 
     def one(self, name: str, choice: Choice = AS_CONFIGURED) -> Source:
@@ -164,7 +164,8 @@ def _resolve(name: str, settings: ModelSettings, number: int | None, found: Reso
     try:
         if settings.source is not None or number is not None:
             where = _place(name, settings, number, found)
-    except (ModelFileError, StoreError) as error:
+    except (ModelFileError, StoreError, StoreBroken) as error:
+        # A file that the disk does not give ails one model, and not those beside it.
         raise SourceError("source", str(error)) from None
     return _source(name, settings, where, found.plugins)
 
@@ -260,8 +261,8 @@ def _place(name: str, settings: ModelSettings, number: int | None, found: Resolv
     """Raises `ModelFileError` or `StoreError`."""
     reference = reference_of(settings.source, found.config)
     if reference is None and number is None:
-        path = found.config.origin.parent / Path(settings.source or "").expanduser()
-        return _Place(path.resolve(), 1)
+        path = found.config.origin.parent / disk.expanded(settings.source or "")
+        return _Place(disk.resolved(path), 1)
     if reference is None:
         reference = Reference(ModelName(name))
     label = "stable" if reference.selector is None else reference.selector
@@ -281,7 +282,8 @@ def _place(name: str, settings: ModelSettings, number: int | None, found: Resolv
     files = version.variants()
     variant = str(wanted if wanted in files else next(iter(files)))
     file = ensure(found.library, version, variant)
-    size = sum(file.stat().st_size for file in files[variant])
+    with disk.guarded(f"look at {version}"):
+        size = sum(file.stat().st_size for file in files[variant])
     follows = label if isinstance(label, str) else None
     return _Place(file, version.number, variant, version, follows, size)
 
@@ -295,7 +297,7 @@ def reference_of(source: str | None, config: Config) -> Reference | None:
         return demo.reference(source)
     if source.startswith(STORE):
         return Reference.parse(source.removeprefix(STORE))
-    path = config.origin.parent / Path(source).expanduser()
+    path = config.origin.parent / disk.expanded(source)
     if source[0] in "./~" or path.suffix.lower() in MODEL_SUFFIXES or path.exists():
         return None
     return Reference.parse(source)

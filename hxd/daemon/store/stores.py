@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hxd.config import Config
-from hxd.daemon.store import demo
+from hxd.daemon.store import demo, disk
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.plugin_store import PluginStore
 from hxd.daemon.store.plugins import Plugins
@@ -53,4 +53,4 @@ class Stores:
 
 def folders(config: Config) -> list[Path]:
     """Where the operator says that plugins lie."""
-    return [config.origin.parent / Path(folder).expanduser() for folder in config.plugins.folders]
+    return [config.origin.parent / disk.expanded(folder) for folder in config.plugins.folders]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hxd.config import durable
-from hxd.daemon.store.faults import StoreError
+from hxd.daemon.store.faults import StoreBroken, StoreError
 from hxd.daemon.store.integrity import ensure
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.plugins import Plugin
@@ -56,7 +56,7 @@ class Variants:
             if source.held is not None:
                 version = self._library.version(source.held.name, source.held.number)
                 return ensure(self._library, version, source.stored)
-        except (PluginError, StoreError) as error:
+        except (PluginError, StoreError, StoreBroken) as error:
             raise Barred(str(error)) from None
         return source.file
 
