@@ -14,6 +14,7 @@ from hxd.daemon.store import quarantine, removal
 from hxd.daemon.store import snapshots as tables
 from hxd.daemon.store.backup import backup, restore, snapshots
 from hxd.daemon.store.derived import add_variant
+from hxd.daemon.store.doctor import examine, mend
 from hxd.daemon.store.faults import (
     BadName,
     Cancelled,
@@ -106,6 +107,50 @@ def test_only_damaged_files_are_replaced_and_whole_versions_kept(
     done = restore(library, tmp_path / "backup", names=["org/m"])
     assert done.files == ["org/m@1/q.gguf", "org/m@2/m.gguf"] and not done.versions
     assert content(library) == before
+
+
+def test_what_was_in_quarantine_for_its_bytes_comes_out_with_good_ones(
+    library: Library, tmp_path: Path
+) -> None:
+    target = tmp_path / "backup"
+    backup(library, target)
+    tiny.flip(library.version("org/m", 2).files("f16")[0])
+    assert not all(cure.done for cure in mend(library, examine(library)))
+    assert library.version("org/m", 2).quarantined
+    # Its object is in the backup already, and good.
+    assert backup(library, target).problems == []
+    other = Library(tmp_path / "other")
+    restore(other, target)
+    assert other.version("org/m", 2).mark is None
+    restore(library, target)
+    assert library.version("org/m", 2).mark is None and verify(library, "org/m") == []
+
+
+def test_what_was_in_quarantine_for_its_behaviour_stays_so(
+    library: Library, tmp_path: Path
+) -> None:
+    quarantine.impose(library, "org/m", 1, "answers nonsense", "q4_0")
+    quarantine.impose(library, "org/m", 2, "crashes")
+    backup(library, tmp_path / "backup")
+    other = Library(tmp_path / "other")
+    restore(other, tmp_path / "backup")
+    assert [str(mark.why) for mark in other.version("org/m", 1).marks.values()] == [
+        "answers nonsense"
+    ]
+    found = other.version("org/m", 2).mark
+    assert found is not None and (found.why, found.cause) == ("crashes", "behaviour")
+
+
+def test_a_folder_that_is_a_link_to_itself_is_told(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for act in (
+        lambda: backup(library, tmp_path / "loop"),
+        lambda: restore(library, tmp_path / "loop"),
+        lambda: snapshots(tmp_path / "loop"),
+        lambda: mend(library, [], backup=tmp_path / "loop"),
+    ):
+        with pytest.raises(BadName, match="leads nowhere"):
+            act()
 
 
 def test_a_version_with_another_content_is_never_replaced(library: Library, tmp_path: Path) -> None:

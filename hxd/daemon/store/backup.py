@@ -25,6 +25,7 @@ from hxd.daemon.store.faults import Conflict, Corrupt, NotThere
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.lockfile import locked
 from hxd.daemon.store.manifest import FileEntry
+from hxd.daemon.store.mark import Mark
 from hxd.daemon.store.reference import ModelName
 from hxd.daemon.store.restore import Restored, restore
 from hxd.daemon.store.snapshots import (
@@ -72,7 +73,7 @@ def backup(
     """Raises `StoreBroken` when the target takes no more; versions whose files are not the
     manifest's are left out and reported."""
     work = work or Work()
-    root = target.resolve()
+    root = disk.resolved(target)
     if root.is_relative_to(library.root.resolve()):
         raise Conflict(f"{target} lies in the store itself; name a folder on another disk")
     wanted = _wanted(library, names)
@@ -94,7 +95,7 @@ def backup(
 
 def snapshots(target: Path) -> list[SnapshotInfo]:
     """Those in a backup, oldest first."""
-    return tables.infos(target.resolve())
+    return tables.infos(disk.resolved(target))
 
 
 def _wanted(library: Library, names: Collection[str] | None) -> list[ModelName]:
@@ -118,7 +119,10 @@ def _save(library: Library, name: ModelName, root: Path, report: Report, work: W
             report.problems.append(f"{name}@{number}: {error.message}")
             continue
         versions[number] = SavedVersion(
-            version.manifest, dict(version.derived), version.mark.why if version.mark else ""
+            version.manifest,
+            dict(version.derived),
+            _behaviour(version.mark),
+            {one: why for one, mark in version.marks.items() if (why := _behaviour(mark))},
         )
         report.versions.append(str(version))
     try:
@@ -129,6 +133,11 @@ def _save(library: Library, name: ModelName, root: Path, report: Report, work: W
     labels = {label: at for label, at in known.labels.items() if at in versions}
     next = max(known.next, max(versions, default=0) + 1)
     return SavedModel(name, next, labels, library.golden(name), versions)
+
+
+def _behaviour(mark: Mark | None) -> str:
+    """Why it was marked. Of one that was for its bytes: nothing, since the backup's are good."""
+    return mark.why if mark is not None and mark.cause == "behaviour" else ""
 
 
 def _save_files(library: Library, version: Version, root: Path, report: Report, work: Work) -> None:

@@ -92,7 +92,7 @@ def restore(
 
     Raises `Corrupt` for a backup that is not what it claims, `NotThere`, `StoreBroken`."""
     work = work or Work()
-    root = target.resolve()
+    root = disk.resolved(target)
     there = snapshots.ids(root)
     table = snapshots.load(root, snapshot)
     report = Restored(snapshot if snapshot is not None else there[-1])
@@ -106,6 +106,9 @@ def restore(
         _fetch(library, root, parts, work)
         for part in parts:
             _place(library, part, report)
+    for part in parts:
+        if part.repairs:
+            _release(library, part, work)
     if only is None:
         for model in models:
             _labels(library, model, report, labels)
@@ -135,7 +138,13 @@ def _missing(
     folder = library.folder(name) / str(number)
     whole = _Part(saved.manifest, folder, list(saved.manifest.files), quarantined=saved.quarantined)
     variants = {
-        variant: _Part(made, folder / VARIANTS / variant, list(made.files), variant)
+        variant: _Part(
+            made,
+            folder / VARIANTS / variant,
+            list(made.files),
+            variant,
+            quarantined=saved.marks.get(variant, ""),
+        )
         for variant, made in saved.variants.items()
     }
     if not os.path.lexists(folder):
@@ -239,6 +248,15 @@ def _place(library: Library, part: _Part, report: Restored) -> None:
             library.enter_variant(inside, part.manifest, part.taken)
             report.variants.append(f"{label}:{part.variant}")
     report.bytes += sum(taken.bytes for taken in part.taken)
+
+
+def _release(library: Library, part: _Part, work: Work) -> None:
+    """What was in quarantine for the bytes that were just replaced may be loaded again."""
+    version = library.version(part.manifest.name, part.manifest.version)
+    mark = version.mark if part.variant is None else version.marks.get(part.variant)
+    if mark is not None and mark.cause == "bytes":
+        with contextlib.suppress(Corrupt):  # Another file of it is damaged too.
+            quarantine.release(library, version.name, version.number, part.variant, work)
 
 
 def _inside(part: _Part) -> Path:

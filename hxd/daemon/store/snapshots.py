@@ -37,6 +37,7 @@ class _Version(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     manifest: dict[str, Any]
     variants: dict[str, dict[str, Any]] = {}
     quarantined: str = ""
+    marks: dict[str, str] = {}
 
 
 class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,11 +55,12 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SavedVersion(msgspec.Struct, frozen=True):
-    """`quarantined` is why it was, else empty."""
+    """`quarantined` is why it was, else empty; `marks` says the same of its variants that were."""
 
     manifest: Manifest
     variants: dict[str, Manifest]
     quarantined: str
+    marks: dict[str, str] = {}
 
     @property
     def entries(self) -> list[FileEntry]:
@@ -173,20 +175,22 @@ def write(snapshot: Snapshot) -> bytes:
         if model.golden is not None:
             table["golden"] = base64.b64encode(model.golden).decode()
         table["labels"] = dict(model.labels)
-        table["versions"] = [
-            {
-                "quarantined": one.quarantined,
-                "manifest": manifests.to_table(one.manifest),
-                "variants": {
-                    str(name): manifests.to_table(made) for name, made in one.variants.items()
-                },
-            }
-            for one in model.versions.values()
-        ]
+        table["versions"] = [_table(one) for one in model.versions.values()]
         models.append(table)
     return tomli_w.dumps(
         {"hxd_backup": FORMAT, "created": snapshot.created, "models": models}
     ).encode()
+
+
+def _table(one: SavedVersion) -> dict[str, Any]:
+    table: dict[str, Any] = {
+        "quarantined": one.quarantined,
+        "manifest": manifests.to_table(one.manifest),
+        "variants": {str(name): manifests.to_table(made) for name, made in one.variants.items()},
+    }
+    if one.marks:
+        table["marks"] = dict(one.marks)
+    return table
 
 
 def _model(model: _Model, where: str) -> SavedModel:
@@ -203,7 +207,7 @@ def _model(model: _Model, where: str) -> SavedModel:
         for variant, made in variants.items():
             if not belongs(made, manifest, variant):
                 raise ValueError(f"{shown(variant)} is no variant of {name}@{number}")
-        versions[number] = SavedVersion(manifest, variants, one.quarantined)
+        versions[number] = SavedVersion(manifest, variants, one.quarantined, one.marks)
     for label, at in model.labels.items():
         word = Label(label)
         if at not in versions:
