@@ -33,14 +33,16 @@ from hxd.daemon.admin.status import Status
 from hxd.daemon.admin.store_api import StoreApi
 from hxd.daemon.admin.store_jobs import StoreJobs
 from hxd.daemon.admin.store_operations import Operations
+from hxd.daemon.config_course import Means as Changing
+from hxd.daemon.config_files import HISTORY, ConfigFiles
+from hxd.daemon.config_proposal import Proposer
 from hxd.daemon.config_start import Leftover
 from hxd.daemon.config_steps import Means as Taking
 from hxd.daemon.config_steps import Steps
 from hxd.daemon.events import Events
 from hxd.daemon.inspection import Inspection, inspect
 from hxd.daemon.lock import ADMIN_SOCKET
-from hxd.daemon.reconfigure import HISTORY, Reconfiguration
-from hxd.daemon.reconfigure import Means as Changing
+from hxd.daemon.reconfigure import Reconfiguration
 from hxd.daemon.request.capable import Abilities
 from hxd.daemon.request.connection import ConnectionRunner, part
 from hxd.daemon.request.deployment import Deployment
@@ -249,15 +251,24 @@ async def build(
             )
         )
         history = History(config.paths.state / HISTORY)
+        files = ConfigFiles(live, history)
+        proposer = Proposer(
+            live,
+            files,
+            steps,
+            listener,
+            status.refused,
+            status.instead,
+            partial(_inspected, stores),
+        )
         reconfiguration = Reconfiguration(
             Changing(
                 live,
                 history,
+                files,
+                proposer,
                 steps,
                 listener,
-                status.refused,
-                status.instead,
-                partial(_inspected, stores),
                 status.conditions,
                 events,
                 clock,
@@ -293,7 +304,7 @@ async def build(
         )
         plugin_api = PluginApi(live, stores, served, rollouts, plugin_watch, events)
         stack.push_async_callback(plugin_api.aclose)
-        config_api = ConfigApi(live, reconfiguration, history)
+        config_api = ConfigApi(live, reconfiguration, history, files, proposer)
         entries += plugin_routes(plugin_api) + config_routes(config_api)
         connections.append(await _runner(live, front.application(entries), stack))
         stack.push_async_callback(listener.aclose)

@@ -20,9 +20,9 @@ from hxd.config.history import History, Outcome, Why
 from hxd.config.install import recover
 from hxd.config.unfinished import Place
 from hxd.daemon.build import Daemon, Lasting, build
+from hxd.daemon.config_files import HISTORY
 from hxd.daemon.config_start import Leftover
 from hxd.daemon.inspection import Inspection, claim, inspect
-from hxd.daemon.reconfigure import HISTORY
 from hxd.daemon.rollout import loan
 from hxd.daemon.systemd import notify, watchdog_interval
 from hxd.errors import ConfigError, HxdError

@@ -26,6 +26,8 @@ from hxd.config.masking import masked_lines, visible
 from hxd.config.text_diff import diff
 from hxd.daemon.admin.answer import answer, decoded
 from hxd.daemon.config_change import BadConfig, Candidate, Files, Proposal
+from hxd.daemon.config_files import ConfigFiles
+from hxd.daemon.config_proposal import Proposer
 from hxd.daemon.reconfigure import Reconfiguration
 from hxd.errors import CallerError
 
@@ -57,10 +59,19 @@ class Application(Candidature, forbid_unknown_fields=True, kw_only=True):
 
 
 class ConfigApi:
-    def __init__(self, live: Live, reconfiguration: Reconfiguration, history: History) -> None:
+    def __init__(
+        self,
+        live: Live,
+        reconfiguration: Reconfiguration,
+        history: History,
+        files: ConfigFiles,
+        proposer: Proposer,
+    ) -> None:
         self._live = live
         self._reconfiguration = reconfiguration
         self._history = history
+        self._files = files
+        self._proposer = proposer
 
     async def check(self, request: web.Request) -> web.Response:
         asked = decoded(await request.read(), Candidature)
@@ -69,11 +80,11 @@ class ConfigApi:
     async def diff(self, request: web.Request) -> web.Response:
         asked = decoded(await request.read(), Candidature)
         proposal = await self._proposed(asked)
-        revision, holding = await self._reconfiguration.holding()
+        revision, holding = await self._files.holding()
         text = await asyncio.to_thread(diff, holding, proposal.files)
         edits = ""
         if proposal.edited:
-            present = await self._reconfiguration.on_disk()
+            present = await self._files.on_disk()
             old = {name: holding[name] for name in proposal.edited if name in holding}
             new = {name: present[name] for name in proposal.edited if name in present}
             edits = await asyncio.to_thread(diff, old, new)
@@ -107,7 +118,7 @@ class ConfigApi:
     async def revisions(self, request: web.Request) -> web.Response:
         kept = await asyncio.to_thread(self._history.all)
         unreadable = await asyncio.to_thread(self._history.unreadable)
-        holds, _ = await self._reconfiguration.holding()
+        holds, _ = await self._files.holding()
         return answer(
             {
                 "config_file": str(self._live.config.origin),
@@ -121,7 +132,7 @@ class ConfigApi:
         number = int(request.match_info["number"])
         revision = await asyncio.to_thread(self._history.get, number)
         files = await asyncio.to_thread(self._history.read, number)
-        _, holding = await self._reconfiguration.holding()
+        _, holding = await self._files.holding()
         return answer(
             _entry(revision)
             | {
@@ -147,13 +158,13 @@ class ConfigApi:
 
     async def _proposed(self, asked: Candidature) -> Proposal:
         try:
-            return await self._reconfiguration.propose(await self._candidate(asked))
+            return await self._proposer.propose(await self._candidate(asked))
         except BadConfig as error:
             raise self._as_called(error, asked) from None
 
     async def _candidate(self, asked: Candidature, forced: bool = False) -> Candidate:
         if asked.back:
-            files = await self._reconfiguration.before(asked.number)
+            files = await self._files.before(asked.number)
             return Candidate(files, forced=forced)
         if asked.files is None:
             return Candidate(forced=forced)
