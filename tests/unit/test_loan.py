@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from hxd.config import durable
 from hxd.daemon.rollout.loan import recover
-from hxd.daemon.rollout.record import Ask, Before, Deployed, Record
+from hxd.daemon.rollout.record import FILE, Ask, Before, Deployed, Record
 from hxd.daemon.store import quarantine
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.sources import AS_CONFIGURED, Choice
@@ -56,6 +57,22 @@ def test_the_next_daemon_begins_from_what_served_before_the_drill(
     assert library.labels("m") == {"stable": 2}
     found = recorded(tmp_path)
     assert found == {"m": Deployed("c", AS_CONFIGURED, WAS), "other": Deployed("c", Choice(7))}
+    assert list(recover(tmp_path, library)) == []
+
+
+def test_a_note_of_a_drill_that_can_not_be_taken_off_the_disk_binds_nobody(
+    library: Library, tmp_path: Path
+) -> None:
+    obstacle = durable.part_of(tmp_path / FILE)
+    obstacle.mkdir()
+    said = list(recover(tmp_path, library))
+    assert said[1].startswith("what a drill left behind stays recorded: ")
+    assert recorded(tmp_path)["m"] == Deployed("c", AS_CONFIGURED, WAS)
+    assert library.labels("m") == {"stable": 2}
+    obstacle.rmdir()
+    later = Record(tmp_path)
+    later.load()
+    later.save({**later.models, "other": Deployed("c", Choice(8))})
     assert list(recover(tmp_path, library)) == []
 
 

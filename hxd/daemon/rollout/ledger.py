@@ -64,11 +64,9 @@ class Ledger:
         it what it said."""
         async with self._saving:
             now = self.of(model)
-            if (before := now.before) is None:
+            if now.before is None:
                 return
-            now = msgspec.structs.replace(now, before=None)
-            if as_before:
-                now = restored(now, before)
+            now = now.restored() if as_before else msgspec.structs.replace(now, before=None)
             await self._save({**self._record.models, model: now})
 
     async def _save(self, models: dict[str, Deployed]) -> None:
@@ -78,10 +76,3 @@ class Ledger:
             # It serves all the same; the next daemon will not know.
             log.error("what is in service can't be recorded: %s", error)
             self._record.models = models
-
-
-def restored(deployed: Deployed, before: Before) -> Deployed:
-    """As it was before the drill."""
-    return msgspec.structs.replace(
-        deployed, choice=before.choice, former=before.former, pending=None, before=None
-    )

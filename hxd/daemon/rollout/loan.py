@@ -12,7 +12,6 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from hxd.daemon.rollout.ledger import restored
 from hxd.daemon.rollout.means import Means
 from hxd.daemon.rollout.phases import Phase
 from hxd.daemon.rollout.record import Ask, Before, Record
@@ -198,11 +197,7 @@ def recover(state: Path, library: Library) -> Iterator[str]:
     was before; says what was done. Blocks."""
     record = Record(state)
     record.load()
-    models = dict(record.models)
-    for model, deployed in record.models.items():
-        if (before := deployed.before) is None:
-            continue
-        models[model] = restored(deployed, before)
+    for model, before in record.interrupted.items():
         try:
             if before.spoils:
                 lift(library, before.name, before.version)
@@ -210,10 +205,11 @@ def recover(state: Path, library: Library) -> Iterator[str]:
             yield f"{model}: a drill was interrupted; what served before it serves again"
         except HxdError as error:
             yield f"{model}: a drill was interrupted, and not all is as before: {error}"
-    if models != record.models:
+    if record.interrupted:
         try:
-            record.save(models)
+            record.save(record.models)
         except OSError as error:
+            # Nobody else goes by it; it is gone when the record is written next.
             yield f"what a drill left behind stays recorded: {broken('write it', error)}"
 
 

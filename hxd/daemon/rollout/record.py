@@ -64,7 +64,8 @@ class Before(msgspec.Struct, frozen=True, kw_only=True):
 
 class Deployed(msgspec.Struct, frozen=True):
     """`configured` is what the configuration said when `choice` was made; once it says something
-    else, that counts. `before` is there while the model is lent to a drill."""
+    else, that counts. `before` is for the next daemon, should this one end in the middle of a
+    drill."""
 
     configured: str
     choice: Choice
@@ -72,13 +73,23 @@ class Deployed(msgspec.Struct, frozen=True):
     pending: Ask | None = None
     before: Before | None = None
 
+    def restored(self) -> Deployed:
+        """As it was before the drill, if there was one."""
+        if (before := self.before) is None:
+            return self
+        return msgspec.structs.replace(
+            self, choice=before.choice, former=before.former, pending=None, before=None
+        )
+
 
 class Record:
-    """Kept in memory; `load` and `save` touch the disk and block."""
+    """Kept in memory; `load` and `save` touch the disk and block. `interrupted` is what drills left
+    behind of which a former daemon did not see the end: in `models` they have not been."""
 
     def __init__(self, state: Path) -> None:
         self._file = state / FILE
         self.models: dict[str, Deployed] = {}
+        self.interrupted: dict[str, Before] = {}
 
     def load(self) -> None:
         """What can't be read is put aside: then the configuration counts, and nothing else."""
@@ -87,7 +98,11 @@ class Record:
                 data = stream.read(MOST_BYTES + 1)
             if len(data) > MOST_BYTES:
                 raise ValueError(f"it has more than {MOST_BYTES} bytes")
-            self.models = msgspec.json.decode(data, type=dict[str, Deployed])
+            found = msgspec.json.decode(data, type=dict[str, Deployed])
+            self.interrupted = {
+                name: one.before for name, one in found.items() if one.before is not None
+            }
+            self.models = {name: one.restored() for name, one in found.items()}
         except FileNotFoundError:
             self.models = {}
         except (OSError, ValueError, msgspec.DecodeError, RecursionError) as error:

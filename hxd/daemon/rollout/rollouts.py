@@ -30,7 +30,7 @@ class Rollouts:
         self._running: dict[str, Rollout] = {}
         self._last: dict[str, Rollout] = {}
         self.ledger = Ledger(means.record, means.configured)
-        # Models that a drill has, from before that is on record.
+        # Models that a drill has.
         self.lent: set[str] = set()
         # The daemon ends: what is not done by now is for the next one.
         self.closing = False
@@ -239,7 +239,7 @@ class Rollouts:
 
     def check_not_lent(self, model: str) -> None:
         """Raises `CallerError` while a drill has the model."""
-        if model in self.lent or self.ledger.of(model).before is not None:
+        if model in self.lent:
             raise CallerError(
                 f"a drill of {model!r} is running; it brings back what served before, wait for "
                 "its end",
