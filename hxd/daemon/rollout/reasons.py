@@ -176,19 +176,36 @@ def limits(
     deaths: int,
     *,
     ending: bool,
-    perplexity: float = math.inf,
 ) -> list[Reason]:
     """Those that are broken. None of them waits for more to be known; at the end, what is still
-    not known of a required prompt counts against the canary. `perplexity`: times as much as
-    stable's may be."""
+    not known of a required prompt counts against the canary."""
     broken = [
         _deaths(deaths),
         _first_errors(stable, canary),
         _below_floor(stable, canary, prompts),
-        _perplexed(stable, canary, perplexity),
     ]
     broken += [_required(stable, canary, name, ending=ending) for name in prompts.required]
     return [reason for reason in broken if reason is not None]
+
+
+def perplexed(stable: Sample, canary: Sample, margin: float) -> list[Reason]:
+    """A limit for variants of one version; `margin`: times as much as stable's may be."""
+    ours, theirs = stable.perplexity, canary.perplexity
+    if ours is None or theirs is None or theirs <= margin * ours:
+        return []
+    reason = Reason(
+        metric="perplexity",
+        test=LIMIT,
+        worse=True,
+        words=f"perplexity {theirs:.4g} against {ours:.4g} of another variant of the same version; "
+        f"{margin:g} times as much is the limit",
+        stable=ours,
+        canary=theirs,
+        margin=margin,
+        stable_n=1,
+        canary_n=1,
+    )
+    return [reason]
 
 
 def _deaths(deaths: int) -> Reason | None:
@@ -219,24 +236,6 @@ def _first_errors(stable: Sample, canary: Sample) -> Reason | None:
         margin=FIRST_ERRORS / FIRST_REQUESTS,
         stable_n=stable.errors.of,
         canary_n=first.of,
-    )
-
-
-def _perplexed(stable: Sample, canary: Sample, margin: float) -> Reason | None:
-    ours, theirs = stable.perplexity, canary.perplexity
-    if ours is None or theirs is None or theirs <= margin * ours:
-        return None
-    return Reason(
-        metric="perplexity",
-        test=LIMIT,
-        worse=True,
-        words=f"perplexity {theirs:.4g} against {ours:.4g} of another variant of the same version; "
-        f"{margin:g} times as much is the limit",
-        stable=ours,
-        canary=theirs,
-        margin=margin,
-        stable_n=1,
-        canary_n=1,
     )
 
 

@@ -136,10 +136,9 @@ class Judge:
         enough = elapsed >= plan.seconds and canary.requests >= plan.at_least
         late = elapsed >= plan.extension * plan.seconds
         ending = late or (enough and asked)
-        against = reasons.limits(
-            stable, canary, plan.golden, deaths,
-            ending=ending, perplexity=plan.margins.perplexity if plan.one_version else math.inf,
-        )  # fmt: skip
+        against = reasons.limits(stable, canary, plan.golden, deaths, ending=ending)
+        if plan.one_version:
+            against += reasons.perplexed(stable, canary, plan.margins.perplexity)
         if not against:
             against = self._test(stable, canary, elapsed, ending=ending)
         if against:
