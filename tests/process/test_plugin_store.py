@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,9 +18,27 @@ from hxd.daemon.store.plugins import Plugin
 from hxd.daemon.store.work import Work
 from hxd.daemon.supervise.process import Program, WorkerProcess
 from tests.plugin_packages import below, contents, plugin, tarred, wheel, zipped
-from tests.support import Owner
+from tests.support import ROOT, Owner
 
 SECONDS = 60
+INSTALLS = """
+import sys
+from pathlib import Path
+from hxd.daemon.store.plugin_store import PluginStore
+from hxd.daemon.store.work import Work
+store = PluginStore(Path(sys.argv[1]))
+store.prepare()
+store.install(Path(sys.argv[2]), Work(), trust=True)
+"""
+# Of a package that comes as sources: pip runs it in a process of its own, and it never ends.
+BUILDS = """
+import socket, tempfile
+def build_wheel(*_):
+    said = socket.socket(socket.AF_UNIX)
+    said.connect({path!r})
+    said.sendall(tempfile.gettempdir().encode())
+    said.recv(1)
+"""
 
 
 @contextlib.asynccontextmanager
@@ -111,3 +132,34 @@ async def test_a_file_swapped_after_the_check_is_not_imported(
         said = await owner.said.get()
         assert isinstance(said, wire.Failed)
         assert "main.py is not the file that plugin.toml lists" in said.message
+
+
+@pytest.mark.timeout(180)
+def test_pip_and_what_it_builds_die_with_the_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way = f"\0{tmp_path}"
+    project = '[build-system]\nrequires = []\nbuild-backend = "builds"\nbackend-path = ["."]\n'
+    files = {"pyproject.toml": project, "builds.py": BUILDS.format(path=way)}
+    files["PKG-INFO"] = "Metadata-Version: 2.1\nName: hxdtest\nVersion: 1.0\n"
+    sources = below("hxdtest-1.0", {name: text.encode() for name, text in files.items()})
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels/hxdtest-1.0.tar.gz").write_bytes(tarred(sources))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    source = plugin(tmp_path / "source", requirements=("hxdtest",))
+    root = tmp_path / "store"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(way)
+        listener.listen()
+        listener.settimeout(SECONDS)
+        command = [sys.executable, "-c", INSTALLS, root, source]
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as daemon:
+            builder, _ = listener.accept()
+            with builder:
+                builder.settimeout(SECONDS)
+                assert Path(builder.recv(4096).decode()).parent == root / ".tmp"
+                daemon.kill()
+                assert builder.recv(1) == b""
+    PluginStore(root).prepare()
+    assert list(root.glob("*/*")) == []

@@ -26,13 +26,15 @@ class Staging:
 
     @contextlib.contextmanager
     def fresh(self) -> Iterator[Path]:
-        """An empty folder; what is still there afterwards is deleted."""
+        """An empty folder; what is still there afterwards is deleted, now or by the next start."""
         folder = self._name()
         disk.make_folder(folder)
         try:
             yield folder
         finally:
-            disk.delete(folder)
+            # A process that was killed just now may still end what it was doing there.
+            with contextlib.suppress(OSError):
+                disk.delete(folder)
 
     def replace(self, file: Path, data: bytes) -> None:
         """The file has these bytes afterwards, or is as it was."""

@@ -96,7 +96,8 @@ class Environments:
         work.told("making an environment", 0, 0)
         venv.EnvBuilder(symlinks=True, with_pip=False).create(home)
         python = home / "bin" / "python"
-        plugin_pip.install(python, wanted, work)
+        with self._staging.fresh() as scratch:
+            plugin_pip.install(python, wanted, scratch, work)
         paths = _own_paths()
         (_packages(home) / _PATHS).write_text(_path_lines(paths))
         _try(python, manifest)

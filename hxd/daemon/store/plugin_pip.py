@@ -1,4 +1,5 @@
-"""One run of pip for an environment: told line by line, bounded in time, and stoppable."""
+"""One run of pip for an environment: told line by line, bounded in time, and stoppable. It ends
+when the daemon does, however that ends."""
 
 from __future__ import annotations
 
@@ -19,10 +20,11 @@ from hxd.daemon.store.work import Work
 # Building llama.cpp takes a slow box a quarter of an hour.
 LIMIT = 3600.0
 _LINE = 200
+_LEASH = Path(__file__).with_name("plugin_leash.py")
 # Of the daemon's environment: where pip and compilers find things, and nothing that could be a
 # secret of hxd's. An index that needs a password has it in pip's own configuration.
 _PASSED = (
-    "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_CACHE_HOME", "LD_LIBRARY_PATH",
+    "PATH", "HOME", "LANG", "LC_ALL", "TZ", "XDG_CACHE_HOME", "LD_LIBRARY_PATH",
     "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
     "CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "CMAKE_ARGS", "FORCE_CMAKE", "CUDA_HOME",
@@ -36,9 +38,11 @@ def environment() -> dict[str, str]:
     return {name: os.environ[name] for name in _PASSED if name in os.environ}
 
 
-def install(python: Path, requirements: Collection[str], work: Work) -> None:
-    """Into the environment of `python`; raises `StoreError`, `Cancelled`."""
-    command = [sys.executable, "-I", "-m", "pip", "--python", str(python), "install"]
+def install(python: Path, requirements: Collection[str], scratch: Path, work: Work) -> None:
+    """Into the environment of `python`; raises `StoreError`, `Cancelled`. What pip unpacks and
+    builds on its way lies in the folder `scratch`, and stays there when it is killed."""
+    command = [sys.executable, "-I", str(_LEASH), str(os.getpid())]
+    command += [sys.executable, "-I", "-m", "pip", "--python", str(python), "install"]
     command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off"]
     command += ["--no-warn-script-location", "--retries=1", "--timeout=15", "--", *requirements]
     process = subprocess.Popen(
@@ -46,7 +50,7 @@ def install(python: Path, requirements: Collection[str], work: Work) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=environment(),
+        env={**environment(), "TMPDIR": str(scratch.absolute())},
         start_new_session=True,
     )
     try:
