@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -45,11 +46,25 @@ async def convert(daemon: Daemon, folder: Path, *options: str) -> dict[str, Any]
     return found
 
 
+def store(daemon: Daemon) -> Path:
+    return daemon.folder / "state" / "store"
+
+
 def left(daemon: Daemon) -> tuple[list[str], list[str]]:
     """Models but the built-in one, and workspaces."""
-    store = daemon.folder / "state" / "store"
-    models = [path.name for path in (store / "models").iterdir() if path.name != "hxd-demo"]
-    return models, [path.name for path in (store / "tmp").iterdir() if path.name != "pull"]
+    models = store(daemon) / "models"
+    spaces = store(daemon) / "tmp"
+    return (
+        [path.name for path in models.iterdir() if path.name != "hxd-demo"],
+        [path.name for path in spaces.iterdir() if path.name != "pull"],
+    )
+
+
+def weights(version: Path) -> dict[str, tuple[int, bytes]]:
+    """Type and content of each tensor."""
+    (file,) = version.glob("*.gguf")
+    tensors = gguf.GGUFReader(file).tensors
+    return {tensor.name: (int(tensor.tensor_type), tensor.data.tobytes()) for tensor in tensors}
 
 
 async def test_the_demo_model_taken_apart_and_converted_answers_as_it_did(
@@ -63,8 +78,13 @@ async def test_the_demo_model_taken_apart_and_converted_answers_as_it_did(
     assert made["notes"] == []
     ask = ("--json", "model", "import", str(hub.demo_file()), "--name", "original")
     original = json.loads((await ctl(box, *ask))[1])
-    for key in ("golden_right", "golden_asked", "perplexity"):
+    assert weights(store(box) / "models/org/back/1") == weights(hub.demo_file().parent)
+    for key in ("golden_right", "golden_asked"):
         assert made["validation"][key] == original["validation"][key], key
+    # How many tokens are read in one step is a matter of how busy the box is, and how llama.cpp
+    # rounds is one of that.
+    before = original["validation"]["perplexity"]
+    assert made["validation"]["perplexity"] == pytest.approx(before, rel=1e-3)
     again = await convert(box, folder, "--name", "org/back")
     assert again["already"]
     small = await convert(box, folder, "--name", "small", "--as", "q4_0", "--no-validate")
