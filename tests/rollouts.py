@@ -388,6 +388,10 @@ class Mine(Parrot):
 {more}
 '''
 GOOD = "pass"
+HURRIES = """
+def _wait(self):  # whatever the rate
+    pass
+"""
 CRASHES_AT_LOAD = """
 def load(self, request):
     os.kill(os.getpid(), signal.SIGSEGV)

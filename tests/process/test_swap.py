@@ -30,6 +30,7 @@ from tests.rollouts import (
     GOOD,
     HANGS_AT_LOAD,
     HANGS_WHEN_ASKED,
+    HURRIES,
     IS_SLOW_TO_LOAD,
     PATIENCE,
     PLUGIN,
@@ -328,6 +329,7 @@ async def birds(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Daemo
         folder / "scratch",
         v1_0=GOOD,
         v2_0=GOOD,
+        v2_1=HURRIES,
         v3_0=CRASHES_AT_LOAD,
         v3_1=HANGS_AT_LOAD,
         v3_2=CRASHES_WHEN_ASKED,
@@ -427,10 +429,10 @@ def long_story(seconds: int) -> dict[str, Any]:
 
 
 async def test_a_stream_that_outlasts_its_version_goes_on_with_the_next_one(birds: Daemon) -> None:
-    body = long_story(6)
+    body = long_story(40)
     async with opened(birds, body) as stream:
         await stream.until(5)
-        done = await swap(birds, "mayfly", None, plugin=f"{PLUGIN}@2.0")
+        done = await swap(birds, "mayfly", None, plugin=f"{PLUGIN}@2.1")
         assert done["phase"] == "done"
         answer = await stream.rest()
     assert (answer.whole, answer.error) == (True, None)
