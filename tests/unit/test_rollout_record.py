@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from hxd.config import ModelSettings
 from hxd.daemon.rollout import record as records
+from hxd.daemon.rollout.ledger import Ledger
 from hxd.daemon.rollout.record import FILE, Ask, Deployed, Record, fingerprint
 from hxd.daemon.store.sources import AS_CONFIGURED, Choice
 
@@ -42,8 +45,12 @@ deployed = st.builds(
 )
 
 
-# Each is written and synced.
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# Each is written and synced. On a busy box to draw them takes long.
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(models=st.dictionaries(text, deployed, max_size=5))
 def test_what_is_saved_is_what_the_next_daemon_reads(
     tmp_path: Path, models: dict[str, Deployed]
@@ -147,3 +154,40 @@ def test_what_is_recorded_counts_until_the_configuration_says_otherwise(tmp_path
         assert found.of("m", changed) == Deployed(fingerprint(changed), AS_CONFIGURED)
     grown = ModelSettings(source="builtin:demo", variants=("q8_0",), replicas=7, grace=0.0)
     assert found.of("m", grown) == counts
+
+
+class SlowDisk(Record):
+    """Each write waits until it is told to `go`; `most` is how many there were at a time."""
+
+    def __init__(self, state: Path) -> None:
+        super().__init__(state)
+        self.begun, self.go = threading.Semaphore(0), threading.Event()
+        self.inside = self.most = 0
+
+    def save(self, models: dict[str, Deployed]) -> None:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        self.begun.release()
+        self.go.wait()
+        super().save(models)
+        self.inside -= 1
+
+
+async def test_a_write_whose_asker_has_left_is_not_met_by_the_next_one(tmp_path: Path) -> None:
+    disk = SlowDisk(tmp_path)
+    ledger = Ledger(disk, lambda model: "x")
+    first = asyncio.create_task(ledger.write("m", choice=Choice(1)))
+    await asyncio.to_thread(disk.begun.acquire)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    second = asyncio.create_task(ledger.write("m", choice=Choice(2)))
+    third = asyncio.create_task(ledger.write("n", choice=Choice(3)))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not disk.begun.acquire(blocking=False)
+    disk.go.set()
+    await asyncio.gather(second, third)
+    assert disk.most == 1
+    found = Record(tmp_path)
+    found.load()
+    assert {name: one.choice.version for name, one in found.models.items()} == {"m": 2, "n": 3}

@@ -37,42 +37,73 @@ class Ledger:
         former: tuple[Choice, ...] | None = None,
         forget: bool = False,
     ) -> None:
-        async with self._saving:
-            models = dict(self._record.models)
+        def written(now: Deployed) -> Deployed | None:
             if forget:
-                models.pop(model, None)
-            else:
-                now = self.of(model)
-                models[model] = Deployed(
-                    now.configured,
-                    now.choice if choice is None else choice,
-                    now.former if former is None else former,
-                    pending,
-                    now.before,
-                )
-            await self._save(models)
+                return None
+            return Deployed(
+                now.configured,
+                now.choice if choice is None else choice,
+                now.former if former is None else former,
+                pending,
+                now.before,
+            )
+
+        await self._change(model, written)
+
+    async def spare(self, model: str, id: str) -> None:
+        """This daemon ends in order: it does not count among those that ended in that rollout, if
+        it is not over by now."""
+
+        def spared(now: Deployed) -> Deployed:
+            ask = now.pending
+            if ask is None or ask.id != id:
+                return now
+            ask = msgspec.structs.replace(ask, attempts=max(0, ask.attempts - 1))
+            return msgspec.structs.replace(now, pending=ask)
+
+        await self._change(model, spared)
 
     async def lend(self, model: str, before: Before) -> None:
         """The next daemon starts from `before`, should this one end before `give_back`. Raises
         `OSError`, and then nothing has changed."""
-        async with self._saving:
-            now = msgspec.structs.replace(self.of(model), before=before)
-            await asyncio.to_thread(self._record.save, {**self._record.models, model: now})
+        await self._change(
+            model, lambda now: msgspec.structs.replace(now, before=before), strict=True
+        )
 
     async def give_back(self, model: str, *, as_before: bool) -> None:
         """The drill is over. `as_before`: what was in service is so again, and the record says of
         it what it said."""
-        async with self._saving:
-            now = self.of(model)
-            if now.before is None:
-                return
-            now = now.restored() if as_before else msgspec.structs.replace(now, before=None)
-            await self._save({**self._record.models, model: now})
 
-    async def _save(self, models: dict[str, Deployed]) -> None:
-        try:
-            await asyncio.to_thread(self._record.save, models)
-        except OSError as error:
-            # It serves all the same; the next daemon will not know.
-            log.error("what is in service can't be recorded: %s", error)
-            self._record.models = models
+        def given_back(now: Deployed) -> Deployed:
+            if now.before is None:
+                return now
+            return now.restored() if as_before else msgspec.structs.replace(now, before=None)
+
+        await self._change(model, given_back)
+
+    async def _change(
+        self, model: str, change: Callable[[Deployed], Deployed | None], *, strict: bool = False
+    ) -> None:
+        """Goes to its end though who has asked for it is cancelled: a write can't be called back,
+        and the next one must not meet it."""
+        await asyncio.shield(self._changed(model, change, strict=strict))
+
+    async def _changed(
+        self, model: str, change: Callable[[Deployed], Deployed | None], *, strict: bool
+    ) -> None:
+        async with self._saving:
+            models, now = dict(self._record.models), self.of(model)
+            if (new := change(now)) is now:
+                return
+            if new is None:
+                models.pop(model, None)
+            else:
+                models[model] = new
+            try:
+                await asyncio.to_thread(self._record.save, models)
+            except OSError as error:
+                if strict:
+                    raise
+                # It serves all the same; the next daemon will not know.
+                log.error("what is in service can't be recorded: %s", error)
+                self._record.models = models

@@ -200,10 +200,7 @@ class Rollouts:
         running = list(self._running.values())
         await self.effects.aclose()
         for rollout in running:
-            pending = self.ledger.of(rollout.model).pending
-            if pending is not None and pending.id == rollout.id:
-                calm = msgspec.structs.replace(pending, attempts=max(0, pending.attempts - 1))
-                await self.ledger.write(rollout.model, pending=calm)
+            await self.ledger.spare(rollout.model, rollout.id)
 
     # Parts that other parts of the daemon need
 
