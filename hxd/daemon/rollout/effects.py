@@ -29,7 +29,7 @@ class Effects:
         self._means = means
         self._tell = changed
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turns: list[asyncio.Future[None]] = []
+        self._turns: set[asyncio.Future[None]] = set()
         self._numbers: Counter[str] = Counter()
         self.deaths: Counter[str] = Counter()
         means.supervisor.listeners.append(self._changed)
@@ -115,18 +115,20 @@ class Effects:
     async def turn(self) -> None:
         """Until a worker has changed its state, or a second is over."""
         turned = asyncio.get_running_loop().create_future()
-        self._turns.append(turned)
+        self._turns.add(turned)
         try:
             async with asyncio.timeout(1.0):
                 await turned
         except TimeoutError:
             pass
+        finally:
+            self._turns.discard(turned)
 
     def _changed(self, replica: Replica, old: State, new: State) -> None:
         """A transition; one of the supervisor's listeners."""
         if new is State.FAILED and not replica.blameless:
             self.deaths[replica.source.key] += 1
-        turns, self._turns = self._turns, []
+        turns, self._turns = self._turns, set()
         for turned in turns:
             if not turned.done():
                 turned.set_result(None)

@@ -14,12 +14,12 @@ from hxd.daemon.rollout.effects import Effects
 from hxd.daemon.rollout.grace import Grace
 from hxd.daemon.rollout.ledger import Ledger
 from hxd.daemon.rollout.means import Means
-from hxd.daemon.rollout.phases import Phase
+from hxd.daemon.rollout.phases import Phase, Step
 from hxd.daemon.rollout.record import Ask
 from hxd.daemon.rollout.rollout import Rollout
 from hxd.daemon.rollout.targets import identity, named, no_room, pinned, same
 from hxd.daemon.store.sources import Choice, Source, SourceError
-from hxd.errors import CallerError, HxdError, ModelNotFound
+from hxd.errors import CallerError, HxdError, ModelNotFound, Unavailable
 
 MOST_ATTEMPTS = 3
 
@@ -74,15 +74,17 @@ class Rollouts:
     async def begin(self, ask: Ask, *, lent: bool = False) -> Rollout:
         """Start a rollout; it goes on by itself. `lent`: the drill that has the model asks for it.
         Raises `HxdError` when it is refused."""
+        self._check_open()
         self._check_free(ask.model)
         # A version that fails is taken back by itself, whoever has the model.
         if not lent and not ask.blame:
             self.check_not_lent(ask.model)
-        if ask.model in self._means.refused:
+        if ask.model in self._means.refused and ask.model not in self._means.deployments:
             return await self._accept(ask)
         deployment = self._deployment(ask.model)
         rollout = Rollout(ask, deployment.current, self._means.clock.wall())
         self._running[ask.model] = rollout
+        recorded = False
         try:
             source = await self._resolve(ask)
             rollout.target = named(source)
@@ -93,10 +95,15 @@ class Rollouts:
                     code="already_served",
                 )
             ask = msgspec.structs.replace(ask, id=rollout.id, began=rollout.began)
-            rollout.ask = ask
+            rollout.ask, recorded = ask, True
             await self.ledger.write(ask.model, pending=ask)
-        except BaseException:
+            self._check_open()
+        except BaseException as error:
             self._running.pop(ask.model, None)
+            # Somebody may wait for its end.
+            rollout.step(Step.FAILED, self._means.clock.wall(), str(error))
+            if recorded:
+                await self.ledger.write(ask.model, pending=None)
             raise
         told(self._means.events, rollout, "begins")
         self.effects.spawn(self._live(rollout, source), f"rollout-{ask.model}")
@@ -160,7 +167,8 @@ class Rollouts:
         back."""
         for model in list(self._means.deployments):
             pending = self.ledger.of(model).pending
-            if pending is None:
+            if pending is None or model in self._running:
+                # Clients are let in before: an operator may have begun another one.
                 continue
             if pending.attempts + 1 >= MOST_ATTEMPTS:
                 await self.ledger.write(model, pending=None)
@@ -197,6 +205,7 @@ class Rollouts:
 
     async def aclose(self) -> None:
         """The daemon ends; what runs is taken up by the next one, which need not fear it."""
+        self.closing = True
         running = list(self._running.values())
         await self.effects.aclose()
         for rollout in running:
@@ -207,6 +216,12 @@ class Rollouts:
     async def introduce(self, model: str, source: Source) -> None:
         """A model that is new in the configuration, or could not be served so far."""
         means = self._means
+        if model in means.deployments:
+            raise CallerError(
+                f"{model!r} has come into service meanwhile; see hxctl rollouts",
+                status=409,
+                code="already_served",
+            )
         need = source.estimate * source.settings.replicas
         if need > means.room.left:
             raise CallerError(
@@ -225,6 +240,8 @@ class Rollouts:
         self.grace.end(model)
         for served in list(deployment.releases()):
             self.effects.retire(deployment, served)
+        # What is wrong with a model that there is no more need not be told.
+        self._last.pop(model, None)
         await self.ledger.write(model, forget=True)
 
     def let_go(self, model: str) -> None:
@@ -276,6 +293,12 @@ class Rollouts:
             return self._means.deployments[model]
         except KeyError:
             raise ModelNotFound(model[:200], self._means.deployments) from None
+
+    def _check_open(self) -> None:
+        if self.closing:
+            raise Unavailable(
+                "the daemon is shutting down; ask the next one", code="draining", retry_after=1.0
+            )
 
     def _check_free(self, model: str) -> None:
         if (running := self._running.get(model)) is not None:
