@@ -106,11 +106,12 @@ def _share(text: str) -> float | str:
 def rollback(client: Client, model: str, wait: bool | None) -> None:
     """Serve what MODEL served before: at once while that is kept ready, else by loading it.
 
-    A rollout that is running is taken back.
+    A rollout that is running is taken back; one that leads back by itself goes on.
     """
     rollout = client.call("POST", "/admin/v1/rollback", {"model": model})
-    aborts = rollout["why"] != "rolled back by an operator"
-    follow(client, rollout, wait=wait is not False, expected="rolled_back" if aborts else "done")
+    # What is on its way back by itself goes on.
+    expected = "done" if rollout["back"] else "rolled_back"
+    follow(client, rollout, wait=wait is not False, expected=expected)
 
 
 @click.command()

@@ -203,3 +203,141 @@ def test_what_an_operator_has_begun_is_not_taken_for_what_is_to_be_resumed(tmp_p
         assert "rolled_back" not in {event.step for event in fleet.events.since()}
 
     drive(tmp_path, story)
+
+
+def test_what_can_not_be_gone_back_to_is_kept_no_longer_than_its_time(tmp_path: Path) -> None:
+    async def story(fleet: Store) -> None:
+        await fleet.swap(2)
+        fleet.missing = {None, 1}
+        fleet.fail()
+        await fleet.clock.sleep(60)
+        assert fleet.small.current.source.version == 2
+        assert fleet.small.warm is None
+        assert not len(fleet.rollouts.grace)
+        assert [*fleet.supervisor.replicas].count(fleet.small.current.source.key) == 1
+        assert SMALL not in fleet.supervisor.replicas
+
+    drive(tmp_path, story)
+
+
+def test_a_way_back_that_was_barred_is_tried_again(tmp_path: Path) -> None:
+    async def story(fleet: Store) -> None:
+        fleet.changed_settings = {"grace": 300.0}
+        await fleet.swap(2)
+        fleet.missing = {None, 1}
+        fleet.fail()
+        await fleet.clock.sleep(10)
+        assert fleet.small.current.source.version == 2
+        fleet.missing = set()
+        await fleet.clock.sleep(60)
+        assert fleet.small.current.source.version == 1
+
+    drive(tmp_path, story)
+
+
+@pytest.mark.parametrize("deadly", [set(), {1}])
+def test_a_bad_version_is_condemned_once_another_one_serves(
+    tmp_path: Path, deadly: set[int]
+) -> None:
+    async def story(fleet: Store) -> None:
+        object.__setattr__(fleet.means, "condemn", fleet.condemn)
+        await fleet.swap(2)
+        held: Any = "a version of the store"
+        fleet.small.current.source = replace(fleet.small.current.source, held=held)
+        fleet.deadly = deadly
+        for worker in list(fleet.alive()) if deadly else []:
+            if worker.replica.source.key == SMALL:
+                worker.crash()
+        await fleet.clock.sleep(0.1)
+        fleet.fail()
+        await fleet.clock.sleep(120)
+        assert fleet.small.current.source.version == (2 if deadly else 1)
+        assert (2 in fleet.condemned) == (not deadly)
+
+    drive(tmp_path, story)
+
+
+def test_what_comes_back_takes_the_settings_that_hold_by_now(tmp_path: Path) -> None:
+    async def story(fleet: Store) -> None:
+        await fleet.swap(2)
+        current = fleet.small.current
+        fleet.changed_settings = {"replicas": 3, "queue": 7}
+        settings = replace(current.source.settings, **fleet.changed_settings)
+        fleet.rollouts.effects.arrange(current, replace(current.source, settings=settings))
+        await fleet.clock.sleep(2)
+        rollout = await fleet.rollouts.roll_back(SMALL, "by hand")
+        await rollout.over.wait()
+        assert rollout.steps[0]["detail"] == "its workers are still there"
+        await fleet.clock.sleep(2)
+        served = fleet.small.current
+        assert served is not current
+        assert len(fleet.supervisor.ready(served.source.key)) == 3
+        assert served.source.settings.queue == 7
+
+    drive(tmp_path, story)
+
+
+def test_without_room_for_more_workers_it_comes_back_with_those_it_has(tmp_path: Path) -> None:
+    async def story(fleet: Store) -> None:
+        await fleet.swap(2)
+        fleet.changed_settings = {"replicas": 3}
+        fleet.means.room.budget = 0
+        source = await fleet._resolve(SMALL, FIRST)
+        assert source.estimate == 0
+        fleet.small.current.source = replace(fleet.small.current.source, estimate=10)
+        rollout = await fleet.rollouts.roll_back(SMALL, "by hand")
+        await rollout.over.wait()
+        assert rollout.phase is Phase.DONE
+        await fleet.clock.sleep(2)
+        assert len(fleet.supervisor.replicas[SMALL]) == 2
+
+    drive(tmp_path, story)
+
+
+def test_golden_prompts_that_can_not_be_read_bar_no_way_back_to_what_is_warm(
+    tmp_path: Path,
+) -> None:
+    async def story(fleet: Store) -> None:
+        async def damaged(source: Source) -> None:
+            raise CallerError("the golden prompts are damaged")
+
+        await fleet.swap(2)
+        object.__setattr__(fleet.means, "golden", damaged)
+        rollout = await fleet.rollouts.roll_back(SMALL, "by hand")
+        await rollout.over.wait()
+        assert rollout.phase is Phase.DONE
+
+    drive(tmp_path, story)
+
+
+def test_who_asks_for_the_way_back_does_not_stop_one_that_was_taken_by_itself(
+    tmp_path: Path,
+) -> None:
+    async def story(fleet: Store) -> None:
+        await fleet.swap(2)
+        fleet.open.clear()
+        fleet.fail()
+        await fleet.clock.sleep(2)
+        rollout = await fleet.rollouts.roll_back(SMALL, "by hand")
+        assert rollout.ask.blame
+        fleet.open.set()
+        await rollout.over.wait()
+        assert rollout.phase is Phase.DONE
+        assert fleet.small.current.source.version == 1
+
+    drive(tmp_path, story)
+
+
+def test_settings_that_are_bad_for_a_version_do_not_lead_to_another_one(tmp_path: Path) -> None:
+    async def story(fleet: Store) -> None:
+        await fleet.swap(2)
+        await fleet.clock.sleep(60)
+        fleet.changed_settings = {"threads": 3}
+        await fleet.swap(2, fresh=True)
+        assert fleet.small.current.source.settings.threads == 3
+        fleet.fail()
+        await fleet.clock.sleep(30)
+        serves = fleet.small.current.source
+        assert (serves.version, serves.settings.threads) == (2, 0)
+
+    drive(tmp_path, story)

@@ -79,7 +79,6 @@ class Course:
 
     async def _roll(self) -> None:
         rollout, deployment, source = self._rollout, self._deployment, self._source
-        warm = deployment.warm
         if same(source, deployment.current.source) and not rollout.ask.again:
             rollout.candidate = deployment.current
             self._effects.arrange(deployment.current, source)
@@ -87,17 +86,15 @@ class Course:
             self._step(Step.WARM)
             await self._commit()
             return
+        if rollout.ask.share is None and (warm := self._take_warm()) is not None:
+            # Until it is in service, it takes what the other one fails.
+            deployment.warm = warm
+            self._step(Step.WARM, "its workers are still there")
+            self._arrange(warm)
+            await self._commit()
+            return
         self._exam.golden = await self._means.golden(source)
-        if warm is not None and same(source, warm.source) and self._effects.able(warm):
-            self._grace.end(rollout.model)
-            rollout.candidate = warm
-            rollout.deaths = self._effects.deaths[warm.source.key]
-            if rollout.ask.share is None:
-                # Until it is in service, it takes what the other one fails.
-                deployment.warm = warm
-                self._step(Step.WARM, "its workers are still there")
-                await self._commit()
-                return
+        if self._take_warm() is not None:
             deployment.warm = None
             self._step(Step.ROOM, "its workers are still there")
         else:
@@ -111,6 +108,24 @@ class Course:
             await self._try(rollout.ask.share)
         await self._strengthen(source)
         await self._commit()
+
+    def _take_warm(self) -> Served | None:
+        """What is kept warm, if that is what is asked for; it is the candidate then."""
+        rollout, warm = self._rollout, self._deployment.warm
+        if warm is None or not same(self._source, warm.source) or not self._effects.able(warm):
+            return None
+        self._grace.end(rollout.model)
+        rollout.candidate = warm
+        rollout.deaths = self._effects.deaths[warm.source.key]
+        return warm
+
+    def _arrange(self, warm: Served) -> None:
+        """As the settings say by now. More workers come up by and by, as far as there is room."""
+        source, means = self._source, self._means
+        have = len(means.supervisor.replicas[warm.source.key])
+        if source.estimate * (source.settings.replicas - have) > max(0, means.room.left):
+            source = sized(source, have)
+        self._effects.arrange(warm, source)
 
     @property
     def _candidate(self) -> Served:
@@ -254,7 +269,7 @@ class Course:
         if goes:
             self._effects.retire(deployment, former)
         else:
-            self._grace.keep(deployment, former, candidate)
+            self._grace.keep(deployment, former, candidate, fresh=ask.fresh)
 
     # Back
 

@@ -4,17 +4,21 @@ one turns out bad."""
 from __future__ import annotations
 
 import logging
+import math
 from typing import Protocol
 
 from hxd.daemon.request.deployment import Deployment, Served
 from hxd.daemon.rollout.effects import Effects
 from hxd.daemon.rollout.ledger import Ledger
 from hxd.daemon.rollout.means import Means
+from hxd.daemon.rollout.phases import Phase
 from hxd.daemon.rollout.rollout import Rollout, describe
 from hxd.daemon.rollout.watch import Watch
 from hxd.errors import HxdError
 
 log = logging.getLogger("hxd.rollout")
+
+AGAIN = 30.0  # seconds until a way back that could not be taken is tried again
 
 
 class Ways(Protocol):
@@ -45,13 +49,15 @@ class Grace:
         watch = self._watches.get(model)
         return None if watch is None else watch.left
 
-    def keep(self, deployment: Deployment, former: Served, current: Served) -> None:
-        """From here on `former` may come back at once, if there is room for it."""
+    def keep(self, deployment: Deployment, former: Served, current: Served, *, fresh: bool) -> None:
+        """From here on `former` may come back at once, if there is room for it. `fresh`: what is
+        new is the configuration."""
         if self._means.room.left < 0:
             self._effects.retire(deployment, former)
             return
         deployment.warm = former
-        watch = Watch(deployment, former, current, self._means.clock, current.source.settings.grace)
+        seconds = current.source.settings.grace
+        watch = Watch(deployment, former, current, self._means.clock, seconds, fresh)
         self._watches[deployment.name] = watch
         current.heard = watch.heard
         watch.task = self._effects.spawn(self._watch(watch), f"warm-{deployment.name}")
@@ -65,13 +71,16 @@ class Grace:
     async def _watch(self, watch: Watch) -> None:
         """Until the grace period is over; a version that fails in it is taken back."""
         deployment, effects = watch.deployment, self._effects
-        deaths = effects.excess(watch.current, watch.former)
+        deaths, again_at = effects.excess(watch.current, watch.former), -math.inf
         while (left := watch.left) > 0:
             await watch.nap(min(left, 1.0))
             why = watch.trouble(effects.excess(watch.current, watch.former) - deaths)
-            if why is not None and self._ways.running(deployment.name) is None:
-                effects.spawn(self._give_up_on(watch, why), f"rollback-{deployment.name}")
-                return
+            now = self._means.clock.now()
+            if why is None or now < again_at or self._ways.running(deployment.name) is not None:
+                continue
+            # Not from here: where the way back begins, this ends.
+            effects.spawn(self._give_up_on(watch, why), f"rollback-{deployment.name}")
+            again_at = now + AGAIN
         if self._watches.get(deployment.name) is watch:
             self.end(deployment.name)
             effects.retire(deployment, watch.former)
@@ -80,18 +89,23 @@ class Grace:
             )
 
     async def _give_up_on(self, watch: Watch, why: str) -> None:
+        """What is bad is condemned once something else serves; until then it is all there is."""
         model, source = watch.deployment.name, watch.current.source
-        if not self._ledger.of(model).former:
+        if watch.fresh or not self._ledger.of(model).former:
             self._revert(watch, why)
             return
         try:
-            await self._ways.roll_back(model, f"by itself: {why}", blame=True)
-            await self._effects.condemn(source, why, watch.former.source)
+            rollout = await self._ways.roll_back(model, f"by itself: {why}", blame=True)
         except HxdError as error:
             log.error("model=%s can't be rolled back: %s", model, error)
+            return
+        await rollout.over.wait()
+        if rollout.phase is Phase.DONE:
+            await self._effects.condemn(source, why, watch.former.source)
 
     def _revert(self, watch: Watch, why: str) -> None:
-        """The configuration has no way back, but what served under the last one is still there."""
+        """It is not the version that is bad, but what the configuration has made of it, or there is
+        no way back: what served under the last one is still there."""
         deployment, model = watch.deployment, watch.deployment.name
         self.end(model)
         deployment.shift(watch.former)

@@ -100,6 +100,7 @@ class Rollout:
             "running": self.running,
             "mode": self.mode,
             "why": ask.why,
+            "back": ask.back,
             "reason": self.reason,
             "began": self.began,
             "notes": self.notes,

@@ -126,6 +126,9 @@ class Rollouts:
         rollout that runs is taken back. `blame`: what serves now is bad, and is not kept."""
         self._deployment(model)
         if (running := self._running.get(model)) is not None:
+            if running.ask.back and running.ask.blame:
+                # It does by itself what is asked for.
+                return running
             running.abort(why)
             # Who was told so is not to meet it again after a crash.
             await self.ledger.write(model, pending=None)

@@ -19,13 +19,15 @@ TIMES_WORSE = 3.0
 
 @dataclass(eq=False)
 class Watch:
-    """`trouble` says whether the current release should be taken back; `heard` makes it look."""
+    """`trouble` says whether the current release should be taken back; `heard` makes it look.
+    `fresh`: both are of what was chosen, under two configurations."""
 
     deployment: Deployment
     former: Served
     current: Served
     clock: Clock
     seconds: float
+    fresh: bool = False
     task: asyncio.Task[None] | None = None
     _before: Tally = field(default_factory=Tally)
     _began: float = 0.0
