@@ -435,6 +435,11 @@ def client(self, sequence):
     if Parrot.asked % 5 == 0:
         raise RuntimeError("one of five")
 """
+REFUSES_A_THIRD = """
+def client(self, sequence):
+    if Parrot.asked % 3 == 0:
+        raise RequestRefused("that is too much for me")
+"""
 SAYS_NOTHING_TO_A_THIRD = """
 def add(self, sequence):
     asked = Parrot.asked

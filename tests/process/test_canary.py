@@ -28,6 +28,7 @@ from tests.rollouts import (
     GOOD,
     IS_SLOW,
     PLUGIN,
+    REFUSES_A_THIRD,
     SAYS_NOTHING_TO_A_THIRD,
     Clients,
     Row,
@@ -99,6 +100,7 @@ def birds(folder: Path) -> None:
         v6_0=FAILS_A_FIFTH,
         v6_1=IS_SLOW,
         v6_2=SAYS_NOTHING_TO_A_THIRD,
+        v6_3=REFUSES_A_THIRD,
     )
 
 
@@ -144,6 +146,7 @@ async def test_a_version_that_is_as_good_is_promoted_by_itself(box: Daemon) -> N
         (BIRD, "4.0", "deaths error_rate", "workers died by themselves|error"),
         (BIRD, "6.0", "error_rate", "error"),
         (BIRD, "6.1", "speed", "tokens per second"),
+        (BIRD, "6.3", "error_rate", "error"),
         ("birds", "4.0", "deaths error_rate", "workers died by themselves|error"),
     ],
 )

@@ -72,6 +72,8 @@ class Strand:
         self._lost: tuple[str, str, float] | None = None
         self._solitary = 0
         self._blamed: set[str] = set()
+        # Who took the request for the client's fault, and its words.
+        self._refused: tuple[Served, wire.Failed] | None = None
         self._sent_at = 0.0
         self._first_at: float | None = None
         self._sent = 0
@@ -166,6 +168,8 @@ class Strand:
             case wire.Failed(fault=Fault.HXD) if not self._told.something and self._relieve():
                 self._leave_lease()
                 self._again("busy", None)
+            case wire.Failed(fault=Fault.CALLER) if self._contested(heard):
+                self._again("refused", None)
             case wire.Failed():
                 self._end(failure(heard))
             case Lost(loss=Loss.MOVED):
@@ -214,7 +218,21 @@ class Strand:
             lease.grant.succeeded(took / max(1, done.completion_tokens - len(self.order.resume)))
             empty = done.finish == "stop" and not self._told.worded
             self._report(None, done.completion_tokens, empty)
+            if self._refused is not None:
+                self._refused[0].report(Outcome("refused"))
         self._end(done)
+
+    def _contested(self, failed: wire.Failed) -> bool:
+        """Whether the release that was in service before is asked too: what it answers was not the
+        client's fault."""
+        told, served = self._told, self.served
+        if self._refused is not None or told.something or told.tokens:
+            return False
+        if not self._succession.retreat():
+            return False
+        self._refused = served, failed
+        self._leave_lease()
+        return True
 
     def _report(self, fault: str | None, tokens: int = 0, empty: bool | None = None) -> None:
         """How it went, for whoever compares releases."""
@@ -426,6 +444,8 @@ class Strand:
             self._lost = None
             self._setting.metrics.failover(self.served.source.name, kind, cause)
         self._release()
+        if isinstance(last, HxdError) and self._refused is not None and not self._told.something:
+            last = failure(self._refused[1])
         if isinstance(last, wire.Done):
             for delta, at in self._held:
                 self._say(delta, at)

@@ -36,9 +36,21 @@ class Succession:
 
     def advance(self, bound: str | None) -> bool:
         """Whether another release can be asked; from here on it is."""
-        chain, after = self._chain, self._after(bound) or self._way_back(bound)
-        if after is None:
+        after = self._after(bound) or self._way_back(bound)
+        if after is not None:
+            self._enter(after)
+        return after is not None
+
+    def retreat(self) -> bool:
+        """The same with the refuge and nothing else, of a request that has nothing of an answer."""
+        refuge = self.refuge
+        if refuge is None or refuge.source.key in self._spent:
             return False
+        self._enter(refuge)
+        return True
+
+    def _enter(self, after: Served) -> None:
+        chain = self._chain
         self._spent.add(self.served.source.key)
         if after not in chain:
             chain.append(after)
@@ -47,7 +59,6 @@ class Succession:
             if after.source.name != self.served.source.name:
                 self._metrics.fell_back(after.source.name)
         self.served = after
-        return True
 
     def relieve(self, bound: str | None) -> bool:
         """The same, if the other one can answer at once."""

@@ -15,8 +15,9 @@ from hxd.daemon.rollout import evidence
 from hxd.daemon.rollout.golden import Golden, Outcome
 from hxd.daemon.rollout.sample import FIRST_REQUESTS, Count, Reservoir, Sample
 
-# Values on each side before times are compared. The first ones of a release meet cold caches.
-LEAST_TIMES = 10
+# Values on each side before times are compared: with fewer no ranks are rare enough. The caches are
+# warm by then, since golden prompts came first.
+LEAST_TIMES = 6
 # With fewer requests, stable is no measure: it is taken to fail as often as `HEALTHY`, or as it
 # did, whichever is more. So is a stable that no client was left for.
 LEAST_STABLE = 20

@@ -60,7 +60,9 @@ class Contest:
     def look(self, deaths: int) -> Verdict | None:
         """None for a comparison that goes on."""
         if not self._ask.compare:
-            return self._judge.look(*self.samples, self.elapsed, deaths)
+            gate = self._sides[1].gate
+            unanswered = gate.running + gate.waiting
+            return self._judge.look(*self.samples, self.elapsed, deaths, unanswered)
         if deaths >= DEATHS:
             words = f"{deaths} workers of the second version have died"
             return Verdict(Decision.ROLL_BACK, words, (), self.elapsed, 0)

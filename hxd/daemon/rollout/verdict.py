@@ -14,7 +14,7 @@ from typing import Any
 
 from hxd.daemon.rollout import evidence, reasons
 from hxd.daemon.rollout.golden import DEFAULT, Golden
-from hxd.daemon.rollout.reasons import NOT_COMPARED, Margins, Reason
+from hxd.daemon.rollout.reasons import LEAST_TIMES, NOT_COMPARED, Margins, Reason
 from hxd.daemon.rollout.sample import Sample
 
 # How the probability of a false alarm is divided: most for what hurts most and is hardest to see.
@@ -126,14 +126,18 @@ class Judge:
         self._rows: dict[str, Reason] = {}
         self._verdict: Verdict | None = None
 
-    def look(self, stable: Sample, canary: Sample, elapsed: float, deaths: int) -> Verdict:
+    def look(
+        self, stable: Sample, canary: Sample, elapsed: float, deaths: int, unanswered: int = 0
+    ) -> Verdict:
         """`elapsed` is in seconds since the canary took its first traffic; `deaths` are those of
-        its workers that it is to blame for."""
+        its workers that it is to blame for; `unanswered` are requests that it has now."""
         if self._verdict is not None:
             return self._verdict
         plan = self.plan
         asked = reasons.all_asked(canary, plan.golden)
-        enough = elapsed >= plan.seconds and canary.requests >= plan.at_least
+        # Of one that has hardly answered anybody, those who wait for it say the most.
+        awaited = unanswered if canary.requests < LEAST_TIMES else 0
+        enough = elapsed >= plan.seconds and canary.requests >= plan.at_least and not awaited
         late = elapsed >= plan.extension * plan.seconds
         ending = late or (enough and asked)
         against = reasons.limits(stable, canary, plan.golden, deaths, ending=ending)
@@ -148,7 +152,7 @@ class Judge:
             words = f"promoted: nothing was worse by more than its margin in {self._times()}"
             words += f". {self._power(stable, canary)}"
             return self._decided(Decision.PROMOTE, words, elapsed)
-        missing = self._missing(canary, elapsed, asked=asked)
+        missing = self._missing(canary, elapsed, awaited, asked=asked)
         if late:
             words = f"inconclusive after {elapsed:.0f} s: {missing}"
             return self._decided(Decision.INCONCLUSIVE, words, elapsed)
@@ -211,9 +215,11 @@ class Judge:
     def _times(self) -> str:
         return "1 look" if self.looks == 1 else f"{self.looks} looks"
 
-    def _missing(self, canary: Sample, elapsed: float, *, asked: bool) -> str:
+    def _missing(self, canary: Sample, elapsed: float, awaited: int, *, asked: bool) -> str:
         plan = self.plan
         parts = []
+        if awaited and elapsed >= plan.seconds:
+            parts.append(f"{awaited} requests wait for it, and {canary.requests} have ended")
         if canary.requests < plan.at_least:
             parts.append(
                 f"{canary.requests} of {plan.at_least} requests, at {100 * plan.share:g} % of the "
