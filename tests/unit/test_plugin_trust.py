@@ -117,6 +117,23 @@ def test_what_is_trusted_stays_so_though_its_files_were_swapped(
     assert store.install(other, Work(), trust=True).trusted == "digest"
 
 
+def test_files_are_as_they_should_be_though_packages_are_missing(
+    store: PluginStore, tmp_path: Path
+) -> None:
+    lacking = plugin(tmp_path / "folders" / "lacks", requirements=("no-such-package>=1",))
+    folders = [tmp_path / "folders"]
+    assert "needs no-such-package" in row_of(store, folders)
+    assert store.verify(folders=folders) == []
+    flip(lacking / "main.py")
+    [found] = store.verify("says", folders=folders)
+    assert "main.py" in found["problem"]
+
+
+def row_of(store: PluginStore, folders: list[Path]) -> str:
+    [lacks] = [one for one in store.listing(folders) if one["source"] == "folder"]
+    return str(lacks["problem"])
+
+
 def test_bytecode_in_a_package_is_left_behind(store: PluginStore, source: Path) -> None:
     (source / "__pycache__").mkdir()
     (source / "__pycache__/main.cpython-311.pyc").write_bytes(b"evil")

@@ -267,7 +267,11 @@ class PluginStore:
 
     def _problem(self, plugin: Plugin, work: Work) -> str | None:
         try:
-            self.recheck(plugin)
+            if plugin.source == "installed":
+                self.recheck(plugin)
+            else:
+                # That packages are missing which nobody may ever need is no fault of the files.
+                plugins.check_files(plugin)
             if plugin.python is not None:
                 self._environments.verify(plugin.manifest, work)
         except PluginError as error:
