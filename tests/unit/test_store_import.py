@@ -112,6 +112,13 @@ def test_all_shards_of_a_folder_become_one_version_in_order(
     assert verify(library, "m") == []
 
 
+def test_shards_keep_the_ending_that_names_them_whatever_comes_before_it(tmp_path: Path) -> None:
+    for name in ("\u043c\u043e\u0434\u0435\u043b\u044c", "..m\u00f6del 7b"):
+        taken = candidates.check(tiny.write_split(tmp_path, 2, name=name)).names
+        assert all(candidates.SHARD.fullmatch(shard) for shard in taken), taken
+        assert taken[0].removesuffix("-00001-of-00002.gguf") + "-00002-of-00002.gguf" == taken[1]
+
+
 def test_shards_in_any_order_are_sorted_and_a_missing_one_is_named(
     library: Library, tmp_path: Path
 ) -> None:

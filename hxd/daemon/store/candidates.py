@@ -243,7 +243,9 @@ def _check_shards(files: Sequence[Path], headers: Sequence[AnyHeader]) -> None:
 
 def _store_name(name: str, format: str) -> str:
     """A plain name, as like the source's as can be; shards keep the ending that names them."""
-    safe = re.sub(r"[^A-Za-z0-9._+-]", "_", name).lstrip("._+-") or "model"
+    shard = SHARD.fullmatch(name)
+    stem, ending = (shard[1], name[shard.end(1) :]) if shard else (name, "")
+    safe = (re.sub(r"[^A-Za-z0-9._+-]", "_", stem).lstrip("._+-") or "model") + ending
     suffixes = (".gguf",) if format == "gguf" else (".bin", ".ggml")
     if not safe.lower().endswith(suffixes):
         safe += suffixes[0]
