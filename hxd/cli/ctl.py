@@ -63,9 +63,17 @@ def status(client: Client) -> None:
             click.echo(told(change))
         for model in answer["models"]:
             if (left := model.get("former_kept_seconds")) is not None:
-                click.echo(f"{model['model']}: hxctl rollback is instant for {left:.0f} s more")
+                click.echo(f"{model['model']}: {_way_back(model)} is instant for {left:.0f} s more")
         for problem in answer["problems"]:
             click.echo(f"! {problem}")
+
+
+def _way_back(model: dict[str, Any]) -> str:
+    """What leads to the workers that are kept: a rollback, or after one, a swap."""
+    kept = next((one for one in model["releases"] if one["role"] == "warm"), None)
+    if model["rollback_is_instant"] or kept is None:
+        return "hxctl rollback"
+    return f"hxctl swap {model['model']} {kept['variant']}@{kept['version']}"
 
 
 @hxctl.command()

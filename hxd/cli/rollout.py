@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from hxd.cli.client import EXIT_ERROR, Client, date, json_option
@@ -76,6 +77,10 @@ def swap(
     """
     if canary is not None and ab is not None:
         raise click.UsageError("give --canary or --ab: hxd decides, or it does not")
+    if canary is None and ab is None and (alone := _of_a_trial()):
+        raise click.UsageError(f"{alone} is of a trial; give --canary SHARE or --ab SHARE with it")
+    if "" in (version, plugin):
+        raise click.UsageError("what to serve is empty; name a version, a variant or a plugin")
     body: dict[str, Any] = {"model": model, "mode": mode, "time": time_, "sticky": sticky}
     body |= {"at_least": at_least, "ab": ab is not None}
     if version is not None:
@@ -87,6 +92,15 @@ def swap(
     rollout = client.call("POST", "/admin/v1/rollouts", body)
     trial = "canary" in body
     follow(client, rollout, until_trial=trial and not wait, wait=wait is not False)
+
+
+def _of_a_trial() -> str | None:
+    """An option that was given, and says nothing of a swap at once."""
+    given = click.get_current_context().get_parameter_source
+    for name, option in (("time_", "--for"), ("at_least", "--at-least"), ("sticky", "--sticky")):
+        if given(name) is not ParameterSource.DEFAULT:
+            return option
+    return None
 
 
 def _share(text: str) -> float | str:

@@ -219,6 +219,7 @@ async def build(
         guard = Guard(means, rollouts)
         stack.push_async_callback(rollouts.aclose)
         status.rollouts, status.kept_for = rollouts.all, rollouts.warm_for
+        status.kept_is_before = rollouts.warm_is_before
         events.listeners.append(lambda event: metrics.event(event.kind, event.step))
         metrics.show("hxd_events_lost", "Events that their file did not take.", lambda: events.lost)
         traffic = Traffic()

@@ -113,6 +113,9 @@ async def test_by_number_and_back_with_what_hxctl_says(demo: Daemon) -> None:
     back = await hxctl(demo, "rollback", DEMO)
     assert (back.code, "loading" in back.err) == (0, False), back
     assert await answers(demo, DEMO) == {"f16@2"}
+    # What is kept now is what the rollback led away from.
+    shown = (await hxctl(demo, "status")).out
+    assert f"{DEMO}: hxctl swap {DEMO} f16@1 is instant for" in shown, shown
 
 
 async def test_by_variant_by_label_and_by_both_at_once(demo: Daemon) -> None:
@@ -220,6 +223,16 @@ async def test_who_stops_to_watch_a_rollout_is_told_that_it_goes_on(demo: Daemon
     assert row["phase"] == "trial"
     back = await hxctl(demo, "rollback", DEMO)
     assert back.code == 0, back
+
+
+async def test_what_belongs_to_a_trial_or_names_nothing_swaps_nothing(demo: Daemon) -> None:
+    for asked, says in (
+        (("1", "--for", "5s"), "--for is of a trial; give --canary SHARE"),
+        (("1", "--at-least", "0"), "--at-least is of a trial"),
+        (("",), "what to serve is empty"),
+    ):
+        said = await hxctl(demo, "swap", DEMO, *asked)
+        assert (said.code, says in said.err) == (2, True), said
 
 
 async def test_a_second_rollout_is_told_to_wait_and_a_rollback_takes_the_first_back(

@@ -47,6 +47,7 @@ class Status:
     draining: bool = False
     rollouts: Callable[[], list[Rollout]] = list
     kept_for: Callable[[str], float | None] = lambda model: None
+    kept_is_before: Callable[[str], bool] = lambda model: False
     change: Callable[[], dict[str, Any] | None] = lambda: None
     plugins: dict[str, str] = field(default_factory=dict)
     _alarms: Alarms = field(default_factory=Alarms)
@@ -211,6 +212,7 @@ class Status:
                     },
                     "releases": [self._release(one) for one in deployment.releases()],
                     "former_kept_seconds": self._kept(name),
+                    "rollback_is_instant": self.kept_is_before(name),
                 }
             )
         return rows

@@ -55,6 +55,13 @@ class Rollouts:
         """Seconds that the former release is still kept; None when there is none."""
         return self.grace.left(model)
 
+    def warm_is_before(self, model: str) -> bool:
+        """Whether a rollback leads to what is kept; what the last one led away from is kept too."""
+        former, deployment = self.ledger.of(model).former, self._means.deployments.get(model)
+        if not former or deployment is None or deployment.warm is None:
+            return False
+        return pinned(former[-1], deployment.warm.source) == former[-1]
+
     def former(self, model: str) -> list[Choice]:
         return list(self.ledger.of(model).former)
 
