@@ -11,8 +11,9 @@ from hxd.config import load
 from hxd.daemon.inspection import inspect
 from hxd.daemon.store import plugins
 from hxd.daemon.supervise.replica import Replica
-from hxd.daemon.supervise.variants import Variants
+from hxd.daemon.supervise.variants import Variants, clean
 from hxd.daemon.supervise.workers import PrepareError
+from tests import tiny
 from tests.plugin_packages import plugin
 from tests.support import ROOT, chat, post, run_hxd, running, write_config
 
@@ -20,7 +21,9 @@ Q4 = '[models.m]\nsource = "builtin:demo"\ncontext = 512\nvariants = ["q4_0", "q
 
 
 def made(folder: Path) -> list[Path]:
-    return sorted((folder / "cache/variants").iterdir())
+    """Without the notes beside them."""
+    found = (folder / "cache/variants").iterdir()
+    return sorted(file for file in found if file.suffix != ".json")
 
 
 async def test_a_variant_is_made_from_the_source_and_kept(tmp_path: Path) -> None:
@@ -57,15 +60,42 @@ async def test_each_version_of_the_demo_model_says_which_it_is(tmp_path: Path, n
         assert headers["x-hxd-version"] == number.replace("stable", "2")
 
 
-async def test_a_variant_that_can_not_be_made_leaves_nothing_half_written(tmp_path: Path) -> None:
-    fails = "@hookimpl\ndef hxd_quantize(target):\n    target.write_bytes(b'half')\n    1 / 0\n"
-    plugin(tmp_path / "plugins/fails", name="fails", more=fails)
+def replica_of(tmp_path: Path, file: Path, does: str) -> tuple[Replica, Variants]:
+    """One that wants `file` as q4_0, by a plugin that `does` so."""
+    plugin(tmp_path / "plugins/makes", name="makes", more=does)
     usable, _ = plugins.scan([tmp_path / "plugins"])
-    file = ROOT / "hxd/demo/2/hxd-demo-f16.gguf"
     models = f'[models.m]\nsource = "{file}"\ncontext = 512\nvariants = ["q4_0"]\n'
     inspection = inspect(load(write_config(tmp_path, models)))
-    source = replace(inspection.sources["m"], plugin=usable["fails"])
-    variants = Variants(tmp_path / "cache", inspection.stores.models, plugins.check)
+    source = replace(inspection.sources["m"], plugin=usable["makes"])
+    return Replica("m-1", source), Variants(
+        tmp_path / "cache", inspection.stores.models, plugins.check
+    )
+
+
+async def test_a_variant_that_can_not_be_made_leaves_nothing_half_written(tmp_path: Path) -> None:
+    fails = "@hookimpl\ndef hxd_quantize(target):\n    target.write_bytes(b'half')\n    1 / 0\n"
+    replica, variants = replica_of(tmp_path, ROOT / "hxd/demo/2/hxd-demo-f16.gguf", fails)
     with pytest.raises(PrepareError, match="ZeroDivisionError"):
-        await variants.file_for(Replica("m-1", source))
+        await variants.file_for(replica)
     assert made(tmp_path) == []
+
+
+async def test_a_variant_whose_bytes_have_changed_is_made_again(tmp_path: Path) -> None:
+    copies = (
+        "@hookimpl\ndef hxd_quantize(source, target):\n"
+        "    target.write_bytes(source.read_bytes())\n    return True\n"
+    )
+    source = tiny.write(tmp_path / "m.gguf", 1)
+    replica, variants = replica_of(tmp_path, source, copies)
+    file = await variants.file_for(replica)
+    assert file is not None and made(tmp_path) == [file]
+    first = file.stat().st_ino
+    assert await variants.file_for(replica) == file and file.stat().st_ino == first
+    tiny.flip(file)
+    assert await variants.file_for(replica) == file
+    assert file.read_bytes() == source.read_bytes()
+    clean(tmp_path / "cache")
+    assert made(tmp_path) == [file]
+    tiny.write(source, 2, size=8192)
+    clean(tmp_path / "cache")
+    assert list((tmp_path / "cache/variants").iterdir()) == []
