@@ -11,7 +11,7 @@ from typing import Any
 import click
 from rich.filesize import decimal
 
-from hxd.cli.client import EXIT_ERROR, fail
+from hxd.cli.client import EXIT_ERROR, fail, printable
 from hxd.cli.rollout import follow as follow_rollout
 from hxd.cli.store import Body, Offline, Store
 from hxd.cli.store_options import (
@@ -200,9 +200,9 @@ def _came(store: Store, done: Body, wait: bool) -> None:
     print_answer(store, done, f"{at}{labels}: {decimal(done['bytes'])}")
     if not store.client.as_json:
         for key, value in sorted(done["validation"].items()):
-            click.echo(f"  {key.replace('_', ' '):<26} {said(key, value)}")
+            click.echo(f"  {key.replace('_', ' '):<26} {printable(said(key, value))}")
     for note in done.get("notes", ()):
-        click.echo(f"! {note}", err=True)
+        click.echo(f"! {printable(note)}", err=True)
     if not store.client.as_json:
         for rollout in done.get("rollouts", ()):
             follow_rollout(store.client, rollout)

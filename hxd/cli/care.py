@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.filesize import decimal
 
-from hxd.cli.client import EXIT_ERROR
+from hxd.cli.client import EXIT_ERROR, printable
 from hxd.cli.store import Body, Store
 from hxd.cli.store_options import FileOrFolder, also_offline, print_answer, print_job, wait_option
 
@@ -38,7 +38,7 @@ def backup(store: Store, folder: Path, names: tuple[str, ...], wait: bool) -> No
     )
     print_answer(store, done, text)
     for problem in done["problems"]:
-        click.echo(f"! {problem}", err=True)
+        click.echo(f"! {printable(problem)}", err=True)
     sys.exit(EXIT_ERROR if done["problems"] else 0)
 
 
@@ -86,7 +86,7 @@ def restore(
     print_answer(store, done, text)
     if not store.client.as_json:
         for line in (*done["labels"], *done["kept"]):
-            click.echo(f"  {line}")
+            click.echo(f"  {printable(line)}")
 
 
 @click.command()

@@ -95,7 +95,20 @@ def exit_code(status: int) -> int:
 
 
 def _cell(value: Any) -> str:
-    return "-" if value is None or value == "" else str(value)
+    return "-" if value is None or value == "" else printable(str(value))
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Text with names in it that others have given, as a terminal may get it: control characters
+    are spelled out, so that no file and no description moves the cursor or looks like an answer.
+    `lines`: it may have several."""
+    if text.isprintable():
+        return text
+    kept = "\n" if lines else ""
+    return "".join(
+        one if one.isprintable() or one in kept else one.encode("unicode_escape").decode()
+        for one in text
+    )
 
 
 def date(seconds: float | None) -> str | None:
@@ -106,7 +119,7 @@ def date(seconds: float | None) -> str | None:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    click.echo(f"hxctl: {message}", err=True)
+    click.echo(f"hxctl: {printable(message, lines=True)}", err=True)
     sys.exit(code)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from hxd.cli.client import EXIT_ERROR, Client, fail, json_option
+from hxd.cli.client import EXIT_ERROR, Client, fail, json_option, printable
 
 # Seconds. Making an environment may download and build packages; hashing one takes its time too.
 LONG = 3600.0
@@ -148,7 +148,7 @@ def rm(client: Client, reference: str, yes: bool) -> None:
 
 
 def _slowly(client: Client, what: str, path: str, body: dict[str, Any]) -> Any:
-    with Console(stderr=True).status(what):
+    with Console(stderr=True, markup=False).status(what):
         return client.call("POST", path, body, seconds=LONG)
 
 
@@ -173,7 +173,7 @@ def _say(client: Client, answer: Any, *lines: str) -> None:
         click.echo(json.dumps(answer, indent=2))
         return
     for line in lines:
-        click.echo(line)
+        click.echo(printable(line))
 
 
 COMMANDS = (plugin,)

@@ -19,7 +19,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from hxd.cli.client import Client
+from hxd.cli.client import Client, printable
 
 # Seconds between two looks: short work is not waited for longer than it takes.
 FIRST_POLL, POLL = 0.02, 0.2
@@ -41,7 +41,7 @@ class Meter:
     def __enter__(self) -> Self:
         if not self._quiet and sys.stderr.isatty():
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 DownloadColumn(),
                 TransferSpeedColumn(),
@@ -65,6 +65,7 @@ class Meter:
     def told(self, step: str, done: int, total: int) -> None:
         if self._quiet or not step:
             return
+        step = printable(step)
         if self._bar is not None:
             (task,) = self._bar.task_ids
             if step != self._step:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from hxd.cli.client import EXIT_ERROR, Client, date, fail, json_option
+from hxd.cli.client import EXIT_ERROR, Client, date, fail, json_option, printable
 from hxd.cli.main import DEFAULT_CONFIG
 from hxd.cli.store import Body, Offline, Online, Store
 
@@ -73,11 +73,11 @@ def said(key: str, value: Any) -> str:
 def print_table(rows: list[tuple[str, str | None]]) -> None:
     for name, said in rows:
         if said:
-            click.echo(f"  {name.replace('_', ' '):<26} {said}")
+            click.echo(f"  {name.replace('_', ' '):<26} {printable(said)}")
 
 
 def print_answer(store: Store, answer: Body, text: str) -> None:
-    click.echo(json.dumps(answer, indent=2) if store.client.as_json else text)
+    click.echo(json.dumps(answer, indent=2) if store.client.as_json else printable(text))
 
 
 def print_job(store: Store, job: Body) -> None:
