@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from hxd.daemon.admin import conversion
 from hxd.daemon.admin.jobs import AT_ONCE, KEPT, Job, Jobs
 from hxd.daemon.admin.store_jobs import to_its_end
 from hxd.daemon.events import Events
-from hxd.daemon.store.faults import Corrupt
+from hxd.daemon.store import plugins
+from hxd.daemon.store.faults import Cancelled, Corrupt
+from hxd.daemon.store.foreign import Convertible
+from hxd.daemon.store.reference import ModelName
 from hxd.daemon.store.work import Work
 from hxd.errors import HxdError
 
@@ -178,3 +182,15 @@ async def test_the_last_jobs_are_kept_and_older_ones_forgotten(jobs: Jobs) -> No
     assert jobs.named(running.id) is running
     with pytest.raises(HxdError, match="hxctl jobs"):
         jobs.named(first.id)
+
+
+async def test_a_conversion_that_was_stopped_before_it_began_begins_nothing(tmp_path: Path) -> None:
+    """The cancellation itself is lost where a blocking call is waited for to its end."""
+    work = Work()
+    work.stop()
+    usable, _ = plugins.scan_all([plugins.builtin_folder()])
+    found = Convertible(tmp_path, "LlamaForCausalLM", 1)
+    with pytest.raises(Cancelled):
+        await conversion.make(
+            found, tmp_path, ModelName("m"), None, plugins.Plugins(usable), "auto", work
+        )

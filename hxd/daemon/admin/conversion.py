@@ -52,7 +52,7 @@ async def make(
     work: Work,
 ) -> Made:
     """`quantizer` is the plugin to quantize with, or auto. Raises `NoConverter`, `StoreBroken` for
-    a full disk, and `BackendError`."""
+    a full disk, `Cancelled`, and `BackendError`."""
     quantized = variant if variant not in (None, *WEIGHTS) else None
     stem = name.replace("/", "-")
     first = space / "converted.gguf"
@@ -63,6 +63,8 @@ async def make(
         converter = await asyncio.to_thread(plugins.choose, PLUGIN, None)
     except PluginError as error:
         raise NoConverter(str(error)) from None
+    # What stopped it may have come where nothing listened.
+    work.check()
     told = _told(work, "convert", found.bytes)
     try:
         weights = None if quantized else variant
