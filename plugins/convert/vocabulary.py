@@ -13,6 +13,9 @@ from .folder import Folder
 
 FILE = "tokenizer.json"
 MAX_FILE = 128 << 20
+# Characters. Those of known vocabularies have at most some hundred; whoever looks at all the parts
+# of a token takes the square of it.
+MAX_TOKEN = 1024
 
 
 class Type(enum.IntEnum):
@@ -85,6 +88,10 @@ def entries(found: Any, file: str, size: int) -> list[tuple[str, int]]:
     pairs = sorted(found.items(), key=lambda pair: pair[1] if isinstance(pair[1], int) else -1)
     ids = set()
     for token, id in pairs:
+        if len(token) > MAX_TOKEN:
+            raise NotConvertible(
+                f"{file}: a token of {len(token)} characters; {MAX_TOKEN} are possible"
+            )
         if not _id(id, size) or id in ids:
             raise NotConvertible(f"{file}: the token {token[:100]!r} has the id {str(id)[:100]}")
         ids.add(id)

@@ -264,6 +264,15 @@ def test_merges_that_scores_can_not_follow_are_refused(tmp_path: Path) -> None:
     assert "normalizer 'NFKC'" in refused(folder)
 
 
+def test_a_token_of_great_length_is_refused_and_not_taken_apart(tmp_path: Path) -> None:
+    folder = hub.write(tmp_path / "m", hub.config(LLAMA))
+    found = byte_fallback()
+    long = {"a" * 1_000_000: len(found["model"]["vocab"])}
+    model = found["model"] | {"vocab": found["model"]["vocab"] | long}
+    hub.write_json(folder / "tokenizer.json", found | {"model": model})
+    assert "a token of 1000000 characters" in refused(folder)
+
+
 def tokenizer(**changes: Any) -> Change:
     return lambda folder: hub.write_json(folder / "tokenizer.json", hub.byte_level(**changes))
 
