@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -401,6 +402,18 @@ def test_a_second_process_is_told_who_holds_the_store(library: Library) -> None:
         child.kill()
     with library.lock():
         pass
+
+
+def test_a_disk_that_takes_nothing_keeps_nobody_from_the_lock(library: Library) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
+    try:
+        with library.lock():
+            with pytest.raises(Conflict, match="in use by process"), library.lock():
+                pass
+            library.prepare()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
 def test_a_start_sweeps_up_and_keeps_downloads_for_a_week(tmp_path: Path) -> None:

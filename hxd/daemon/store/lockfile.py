@@ -31,8 +31,10 @@ def locked(folder: Path, instead: str) -> Iterator[None]:
                 raise Conflict(
                     f"{folder} is in use by process {owner or 'unknown'}; {instead}"
                 ) from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            # Only a help to whoever is refused: a full disk keeps nobody from the lock itself.
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(descriptor)
