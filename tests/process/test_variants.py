@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import select
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,3 +103,20 @@ async def test_a_variant_whose_bytes_have_changed_is_made_again(tmp_path: Path) 
     tiny.write(source, 2, size=8192)
     clean(tmp_path / "cache")
     assert list((tmp_path / "cache/variants").iterdir()) == []
+
+
+async def test_what_a_plugin_started_for_a_variant_ends_with_its_worker(tmp_path: Path) -> None:
+    leaves = (
+        "import subprocess\n@hookimpl\ndef hxd_quantize(source, target):\n"
+        "    target.write_bytes(source.read_bytes())\n"
+        "    left = subprocess.Popen(['sleep', '300'], stdout=subprocess.DEVNULL,"
+        " stderr=subprocess.DEVNULL)\n"
+        f"    open({str(tmp_path / 'pid')!r}, 'w').write(str(left.pid))\n    return True\n"
+    )
+    replica, variants = replica_of(tmp_path, tiny.write(tmp_path / "m.gguf", 1), leaves)
+    await variants.file_for(replica)
+    with contextlib.suppress(ProcessLookupError):
+        left = os.pidfd_open(int((tmp_path / "pid").read_text()))
+        ended, _, _ = await asyncio.to_thread(select.select, [left], [], [], 20)
+        os.close(left)
+        assert ended

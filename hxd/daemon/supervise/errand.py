@@ -62,6 +62,7 @@ async def run(
     finally:
         worker.kill()
         await worker.wait()
+        worker.kill_group()
     if owner.failed is not None:
         raise ErrandError(owner.failed, refused=owner.refused, code=owner.code)
     if code != 0:
