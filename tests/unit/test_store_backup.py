@@ -30,6 +30,7 @@ from hxd.daemon.store.lockfile import locked
 from hxd.daemon.store.stage import Stage
 from hxd.daemon.store.work import Work
 from tests import tiny
+from tests.bad_sector import unreadable
 
 Edit = Callable[[str], str]
 
@@ -107,6 +108,16 @@ def test_only_damaged_files_are_replaced_and_whole_versions_kept(
     done = restore(library, tmp_path / "backup", names=["org/m"])
     assert done.files == ["org/m@1/q.gguf", "org/m@2/m.gguf"] and not done.versions
     assert content(library) == before
+
+
+def test_a_version_that_the_disk_does_not_give_is_left_out_and_reported(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unreadable(monkeypatch, library.version("org/m", 1).files("f16"))
+    done = backup(library, tmp_path / "backup")
+    assert done.versions == ["org/m@2"]
+    (problem,) = done.problems
+    assert "m.gguf can't be read: Input/output error; run hxctl model doctor" in problem
 
 
 def test_what_was_in_quarantine_for_its_bytes_comes_out_with_good_ones(

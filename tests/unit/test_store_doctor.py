@@ -20,6 +20,7 @@ from hxd.daemon.store.library import Library
 from hxd.daemon.store.stage import Stage
 from hxd.daemon.store.work import Work
 from tests import tiny
+from tests.bad_sector import unreadable
 
 MANY = 7
 
@@ -159,6 +160,34 @@ def test_labels_leave_versions_that_are_gone(library: Library, tmp_path: Path) -
     assert library.labels("org/m") == {"stable": 1, "canary": 1}
     shutil.rmtree(library.models / "org/m/1")
     assert all(cure.done for cure in healed(library)) and library.labels("org/m") == {}
+
+
+def test_a_file_that_the_backup_can_not_give_is_asked_for_elsewhere(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup(library, tmp_path / "backup")
+    good = library.version("org/m", 2).files("f16")[0]
+    data = good.read_bytes()
+    sha256 = library.version("org/m", 2).manifest.files["m.gguf"].sha256
+    tiny.flip(good)
+    unreadable(monkeypatch, [tmp_path / "backup/objects" / sha256[:2] / sha256])
+
+    def fetch(url: str, sha256: str, target: Path, work: Work) -> None:
+        target.write_bytes(data)
+
+    (cure,) = mend(library, examine(library), backup=tmp_path / "backup", fetch=fetch)
+    assert cure.done and good.read_bytes() == data
+
+
+def test_a_version_that_is_removed_meanwhile_does_not_come_back(
+    library: Library, tmp_path: Path
+) -> None:
+    backup(library, tmp_path / "backup")
+    (library.models / "org/m/2/manifest.toml").unlink()
+    troubles = examine(library)
+    shutil.rmtree(library.models / "org/m/2")
+    (cure,) = mend(library, troubles, backup=tmp_path / "backup")
+    assert (cure.done, cure.what) == (True, "gone") and library.versions("org/m") == [1]
 
 
 def test_a_version_without_a_manifest_comes_back_from_the_backup(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from hxd.daemon.store.library import Library
 from hxd.daemon.store.stage import Stage
 from hxd.daemon.store.stores import Stores
 from tests import tiny
+from tests.bad_sector import unreadable
 
 
 def config(tmp_path: Path, source: str) -> Config:
@@ -37,23 +37,10 @@ def library(tmp_path: Path) -> Library:
     return library
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, files: list[Path]) -> None:
-    """A disk that gives nothing of these files but their names."""
-    bad = {file.stat().st_ino for file in files}
-    real = os.preadv
-
-    def preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
-        if os.fstat(descriptor).st_ino in bad:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(descriptor, buffers, offset)
-
-    monkeypatch.setattr(os, "preadv", preadv)
-
-
 def test_a_version_that_the_disk_does_not_give_leaves_the_one_before(
     tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failing(monkeypatch, [library.models / "m/2/m.gguf"])
+    unreadable(monkeypatch, [library.models / "m/2/m.gguf"])
     found = inspect(config(tmp_path, "m"))
     assert {name: source.version for name, source in found.sources.items()} == {"m": 1, "other": 1}
     assert "Input/output error" in str(found.instead["m"])
@@ -62,7 +49,7 @@ def test_a_version_that_the_disk_does_not_give_leaves_the_one_before(
 def test_a_model_that_the_disk_does_not_give_leaves_the_others(
     tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failing(monkeypatch, [library.models / f"m/{number}/m.gguf" for number in (1, 2)])
+    unreadable(monkeypatch, [library.models / f"m/{number}/m.gguf" for number in (1, 2)])
     found = inspect(config(tmp_path, "m"))
     assert list(found.sources) == ["other"]
     assert "Input/output error" in str(found.refused["m"])

@@ -9,6 +9,7 @@ again, and believes no name, size or digest in the folder.
 from __future__ import annotations
 
 import datetime
+import errno
 import hashlib
 import os
 import secrets
@@ -20,13 +21,14 @@ from typing import Any
 
 from hxd.daemon.store import disk, intake
 from hxd.daemon.store import snapshots as tables
+from hxd.daemon.store.digests import hash_file
 from hxd.daemon.store.disk import guarded
 from hxd.daemon.store.faults import Conflict, Corrupt, NotThere
 from hxd.daemon.store.library import Library
 from hxd.daemon.store.lockfile import locked
 from hxd.daemon.store.manifest import FileEntry
 from hxd.daemon.store.mark import Mark
-from hxd.daemon.store.reference import ModelName
+from hxd.daemon.store.reference import Digest, ModelName
 from hxd.daemon.store.restore import Restored, restore
 from hxd.daemon.store.snapshots import (
     OBJECTS,
@@ -166,7 +168,7 @@ def _copy(source: int, file: Path, entry: FileEntry, place: Path, root: Path, wo
     disk.check_room(root, entry.bytes, f"back up {file.name}")
     part = root / _UNFINISHED / secrets.token_hex(8)
     try:
-        found = intake.copy(source, file, part, work).sha256
+        found = _copied(source, file, part, work)
         if found != entry.sha256:
             raise Corrupt(
                 f"{file} is corrupted: its sha256 is {found.short}, the manifest says "
@@ -183,6 +185,21 @@ def _copy(source: int, file: Path, entry: FileEntry, place: Path, root: Path, wo
         disk.move(part, place)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _copied(source: int, file: Path, part: Path, work: Work) -> Digest:
+    """Raises `Corrupt` where it is the store's disk that fails: others may still be saved."""
+    try:
+        return intake.copy(source, file, part, work).sha256
+    except OSError as error:
+        if error.errno == errno.EIO:
+            try:
+                hash_file(source, file.name, work)
+            except OSError:
+                raise Corrupt(
+                    f"{file} can't be read: {error.strerror}; run hxctl model doctor"
+                ) from None
+        raise
 
 
 def _is_there(place: Path, size: int) -> bool:

@@ -147,6 +147,9 @@ class _Doctor:
     def _manifest(self, trouble: Trouble) -> Cure:
         name, number = ModelName(trouble.name), trouble.version
         path = self._path(trouble)
+        if not os.path.lexists(path):
+            # Removed meanwhile: it must not come back.
+            return Cure(trouble, True, "gone")
         with contextlib.suppress(StoreError):
             self.library.version(name, number)
             return Cure(trouble, True, "there is a manifest now")
@@ -244,6 +247,9 @@ class _Doctor:
                 return taken, f"the backup {self.backup}"
             except (NotThere, Corrupt) as error:
                 failed.append(error.message)
+                target.unlink(missing_ok=True)
+            except OSError as error:
+                failed.append(f"the backup can't be read: {error.strerror}")
                 target.unlink(missing_ok=True)
         if not entry.url:
             failed.append("the manifest has no URL for it")
