@@ -18,7 +18,7 @@ from hxd.daemon.store.backup import backup, restore
 from hxd.daemon.store.doctor import examine, mend
 from hxd.daemon.store.faults import Corrupt
 from hxd.daemon.store.integrity import verify
-from hxd.daemon.store.library import Library
+from hxd.daemon.store.library import QUARANTINE, Library
 from hxd.daemon.store.spoil import spoil
 from hxd.daemon.store.stage import Stage
 from tests import tiny
@@ -125,6 +125,8 @@ def faults(folder: Path, allowed: list[dict[str, Any]]) -> list[str]:
         library.prepare()
         found = [f"{one.kind} {one.path}: {one.detail}" for one in examine(library, deep=False)]
         found += [str(finding) for finding in verify(library, "m")] if library.versions("m") else []
+        taken = (library.root / QUARANTINE).iterdir()
+        found += [f"{path} has nothing but a reason" for path in taken if not [*path.glob("was-*")]]
         seen = summary(library)
     except Exception as error:  # Any failure at all is what this looks for.
         return [repr(error)]

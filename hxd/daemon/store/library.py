@@ -72,7 +72,8 @@ class Library(Shelf):
         """At every start, since the last exit may have been a crash: folders, leftovers, what was
         half published, the built-in demo model. The demo comes last: where it can't be written,
         the error says so and the rest is done."""
-        # Here, since it publishes through this class.
+        # Here, since they work through this class.
+        from hxd.daemon.store.quarantine import sweep
         from hxd.daemon.store.seed import seed
 
         with guarded("prepare the store"), self.writing:
@@ -80,6 +81,7 @@ class Library(Shelf):
                 disk.make_folder(folder)
             for path in self.workspaces.leftovers(parts=True):
                 disk.delete(path)
+            sweep(self)
             try:
                 self._finish_publication()
             except OSError as error:

@@ -4,6 +4,7 @@ out of the store altogether, into its folder `quarantine/`.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from hxd.daemon.store.mark import Cause, Mark
 from hxd.daemon.store.reference import shown
 from hxd.daemon.store.version import VARIANTS
 from hxd.daemon.store.work import Work
+
+_REASON = "reason.toml"
 
 
 def impose(
@@ -68,10 +71,18 @@ def impound(library: Library, path: Path, why: str) -> Path:
         disk.make_folder(folder)
         reason = {"was": str(path.relative_to(library.root)), "why": why, "since": library.today()}
         text = tomli_w.dumps(reason).encode("utf-8", "backslashreplace")
-        disk.write_new(folder / "reason.toml", text)
+        disk.write_new(folder / _REASON, text)
         # A name of its own: what is impounded may be called reason.toml.
         disk.move(path, folder / f"was-{path.name}"[:255])
         return folder
+
+
+def sweep(library: Library) -> None:
+    """Removes reasons of what was not taken out after all: the daemon died before."""
+    for folder in (library.root / QUARANTINE).iterdir():
+        with contextlib.suppress(OSError):
+            if not folder.is_symlink() and {one.name for one in folder.iterdir()} <= {_REASON}:
+                disk.delete(folder)
 
 
 def _folder(library: Library, name: str, number: int, variant: str | None) -> Path:
