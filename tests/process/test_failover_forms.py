@@ -34,7 +34,8 @@ from tests.failover import (
     undisturbed,
 )
 from tests.misbehaving import Behaviour, Conversation, Server, answers, cuts, delta, stalls
-from tests.support import Daemon, chat, echo, post, running, write_config
+from tests.plugin_packages import plugin
+from tests.support import Daemon, chat, post, running, write_config
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -44,6 +45,22 @@ ASK = "Tell me a short story about a fox named Bella."
 BEGUN = "Tom lived by the sea. Tom wanted"
 STAY, STOP = (f"one two three {word} four five six" for word in ("stay", "stop"))
 SIGNS = "é漢😀 é漢😀"
+# Seeds from here on say after how many tokens a worker waits that has begun the answer.
+WAITS_AT = 1000
+WAITS = f"""
+import time
+
+class Waits:
+    def __init__(self, sequence):
+        self.sequence = sequence
+
+    def encode(self):
+        done = len(self.sequence.produced)
+        for at, byte in enumerate(self.sequence.prompt[done:], done):
+            if not done and at == self.sequence.seed - {WAITS_AT}:
+                time.sleep(3600)
+            yield byte
+"""
 CITY = {"type": "string", "enum": ["Oslo", "Rome", "Lima"]}
 # Long enough that a worker does not get to its end before it is killed.
 CITIES = {"type": "array", "items": CITY, "minItems": 20, "maxItems": 20}
@@ -61,9 +78,13 @@ TOOLS = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Daemon]:
-    """The demo model, and an echo of 50 tokens a second whose tokens are single bytes."""
-    models = FLEET.format(replicas=5) + echo("slow", replicas=6, options={"rate": 50})
-    async with running(write_config(tmp_path_factory.mktemp("forms"), models)) as daemon:
+    """The demo model, and an echo whose tokens are single bytes and whose workers wait to be
+    killed."""
+    folder = tmp_path_factory.mktemp("forms")
+    plugin(folder / "plugins/waits", name="waits", answer="Waits(sequence)", more=WAITS)
+    models = FLEET.format(replicas=5) + '[models.waits]\nplugin = "waits"\nreplicas = 6\n'
+    extra = f'[plugins]\nfolders = ["{folder / "plugins"}"]\n'
+    async with running(write_config(folder, models, extra=extra)) as daemon:
         await all_ready(daemon, MODEL)
         yield daemon
 
@@ -80,15 +101,17 @@ def completed(prompt: Any = BEGUN, **settings: Any) -> Body:
     return {"model": MODEL, "prompt": prompt, **defaults, **settings}
 
 
-async def cut_at_token(daemon: Daemon, body: Body, count: int) -> Answer:
+async def cut_at_token(daemon: Daemon, text: str, count: int, **settings: Any) -> Answer:
     """A stream whose worker is killed once it has generated `count` tokens, said or not."""
-    model = body["model"]
-    await pids(daemon, model)
-    begun = await tokens(daemon, model)
+    await pids(daemon, "waits")
+    begun = await tokens(daemon, "waits")
+    body = chat("waits", text, seed=WAITS_AT + count, **settings)
     reader = asyncio.create_task(streamed(daemon, body))
-    pid = await server_of(daemon, model)
-    await generated(daemon, model, begun + count)
-    os.kill(pid, KILL)
+    pid = await server_of(daemon, "waits")
+    await generated(daemon, "waits", begun + count)
+    # The daemon may have been first: who says nothing for long is as good as dead.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, KILL)
     answer = await reader
     assert answer.failovers == 1
     return answer
@@ -96,7 +119,7 @@ async def cut_at_token(daemon: Daemon, body: Body, count: int) -> Answer:
 
 @pytest.mark.parametrize("at", [10, 15])
 async def test_a_stop_string_is_found_across_the_cut(fleet: Daemon, at: int) -> None:
-    answer = await cut_at_token(fleet, chat("slow", STOP, stop=["three stop"]), at)
+    answer = await cut_at_token(fleet, STOP, at, stop=["three stop"])
     assert (answer.text, answer.choices[0].finish) == ("one two ", "stop")
 
 
@@ -104,13 +127,13 @@ async def test_a_stop_string_is_found_across_the_cut(fleet: Daemon, at: int) -> 
 async def test_text_held_back_across_the_cut_is_said_when_it_was_no_stop_string(
     fleet: Daemon, at: int
 ) -> None:
-    answer = await cut_at_token(fleet, chat("slow", STAY, stop=["three stop"]), at)
+    answer = await cut_at_token(fleet, STAY, at, stop=["three stop"])
     assert (answer.text, answer.choices[0].finish) == (STAY, "stop")
 
 
 @pytest.mark.parametrize("at", [1, 3, 4, 7])
 async def test_a_character_cut_between_its_bytes_arrives_whole(fleet: Daemon, at: int) -> None:
-    answer = await cut_at_token(fleet, chat("slow", SIGNS), at)
+    answer = await cut_at_token(fleet, SIGNS, at)
     assert (answer.text, answer.choices[0].finish) == (SIGNS, "stop")
 
 
