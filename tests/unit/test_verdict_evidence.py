@@ -49,6 +49,11 @@ def test_a_binomial_tail_is_the_sum_of_its_terms() -> None:
     assert [binomial_tail(2, 5, rate) for rate in (0.0, 1.0)] == [0.0, 1.0]
 
 
+def test_of_a_tail_that_is_far_out_not_every_term_is_looked_at() -> None:
+    assert binomial_tail(10**11, 10**12, 0.01) == 0.0
+    assert binomial_tail(10**9, 10**12, 0.01) == 1.0
+
+
 @given(counts, st.floats(0.001, 0.999))
 def test_a_binomial_tail_agrees_with_adding_up(count: Count, rate: float) -> None:
     wanted = sum(mass(k, count.of, rate) for k in range(count.hits, count.of + 1))

@@ -49,7 +49,7 @@ def binomial_tail(hits: int, of: int, rate: float) -> float:
     for k in range(hits, of + 1):
         total += term
         term *= (of - k) / (k + 1) * odds
-        if term < total * 1e-16:
+        if term <= total * 1e-16:
             break
     return min(1.0, total)
 
