@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from hxd.daemon.request.deployment import Deployment
+from hxd.daemon.rollout.loan import Loan
 from hxd.daemon.rollout.phases import Phase
 from hxd.daemon.rollout.record import Ask, Record
 from hxd.daemon.rollout.rollout import Rollout
+from hxd.daemon.store.library import Library
 from hxd.daemon.store.sources import Choice, Source, SourceError
 from hxd.daemon.supervise.lifecycle import State
 from hxd.daemon.supervise.replica import Replica
@@ -339,5 +341,45 @@ def test_settings_that_are_bad_for_a_version_do_not_lead_to_another_one(tmp_path
         await fleet.clock.sleep(30)
         serves = fleet.small.current.source
         assert (serves.version, serves.settings.threads) == (2, 0)
+
+    drive(tmp_path, story)
+
+
+def a_loan(fleet: Store, folder: Path) -> Loan:
+    return Loan(fleet.rollouts, fleet.means, Library(folder / "store"), SMALL)
+
+
+def test_a_drill_that_is_cut_short_as_it_begins_has_borrowed_nothing(tmp_path: Path) -> None:
+    async def story(fleet: Store) -> None:
+        loan = a_loan(fleet, tmp_path)
+        await fleet.rollouts.ledger._saving.acquire()
+        beginning = asyncio.create_task(loan.begin())
+        await fleet.clock.sleep(0.1)
+        beginning.cancel()
+        await fleet.clock.sleep(0.1)
+        fleet.rollouts.ledger._saving.release()
+        with pytest.raises(asyncio.CancelledError):
+            await beginning
+        assert await loan.end() == []
+        await fleet.swap(2)
+        # What the next daemon begins from.
+        record = recorded(tmp_path)
+        assert not record.interrupted
+        assert record.models[SMALL].former
+
+    drive(tmp_path, story)
+
+
+def test_a_drill_does_not_bring_back_what_went_before_it_began(tmp_path: Path) -> None:
+    async def story(fleet: Store) -> None:
+        await fleet.swap(2)
+        loan = a_loan(fleet, tmp_path)
+        rollout = await fleet.rollouts.roll_back(SMALL, "by hand")
+        await rollout.over.wait()
+        with pytest.raises(CallerError, match="come into service meanwhile"):
+            await loan.begin()
+        assert await loan.end() == []
+        assert fleet.small.current.source.version == 1
+        assert SMALL not in fleet.rollouts.lent
 
     drive(tmp_path, story)

@@ -63,10 +63,18 @@ class Loan:
         """`spoils`: what serves may end up in quarantine meanwhile. Raises `HxdError`, also where
         it can't be recorded."""
         self.check_free()
+        if not self.as_before:
+            raise CallerError(
+                f"another version of {self.model!r} has come into service meanwhile; try again",
+                status=409,
+                code="drill_refused",
+            )
         self._rollouts.lent.add(self.model)
         try:
             await self._record(spoils)
         except BaseException:
+            # Cut short, it may have been recorded all the same.
+            await self._rollouts.ledger.give_back(self.model, as_before=False)
             self._rollouts.lent.discard(self.model)
             raise
 
