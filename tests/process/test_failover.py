@@ -252,7 +252,7 @@ async def test_texts_are_embedded_while_workers_are_killed(tmp_path: Path) -> No
 
 
 async def test_the_stream_of_a_single_replica_waits_for_its_next_process(tmp_path: Path) -> None:
-    text = "nobody else is there"
+    text = "nobody else is there" * 4
     async with running(write_config(tmp_path, echo("only", options={"rate": 50}))) as daemon:
         before = await pids(daemon, "only")
         answer = await cut(daemon, chat("only", text), 8)
@@ -355,7 +355,9 @@ async def test_metrics_and_log_tell_of_a_death_once(tmp_path: Path) -> None:
     model = echo("told", replicas=2, options={"rate": 50})
     async with running(write_config(tmp_path, model)) as daemon:
         await all_ready(daemon, "told")
-        answer = await cut(daemon, chat("told", "one killed in mid answer"), 6)
+        answer = await cut(
+            daemon, chat("told", "one killed in mid answer" + ", which is long" * 4), 6
+        )
         died, standby = answer.hxd["replicas"]
         if answer.headers["x-hxd-replica"] != died:
             died, standby = standby, died

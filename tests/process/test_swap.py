@@ -238,7 +238,7 @@ async def test_what_belongs_to_a_trial_or_names_nothing_swaps_nothing(demo: Daem
 async def test_a_second_rollout_is_told_to_wait_and_a_rollback_takes_the_first_back(
     demo: Daemon,
 ) -> None:
-    first = await begin(demo, DEMO, "q8_0@1")
+    first = await begin(demo, DEMO, "q8_0@1", canary=0.01, time=600)
     status, error = await admin(demo, "POST", "rollouts", {"model": DEMO, "version": 2})
     assert (status, error["error"]["code"]) == (409, "rollout_running")
     said = await hxctl(demo, "swap", DEMO, "1")
