@@ -235,6 +235,24 @@ async def test_what_belongs_to_a_trial_or_names_nothing_swaps_nothing(demo: Daem
         assert (said.code, says in said.err) == (2, True), said
 
 
+async def test_what_can_not_be_recorded_is_said_and_the_same_swap_again_mends_it(
+    demo: Daemon,
+) -> None:
+    record = demo.folder / "state" / "deployments.json"
+    aside = record.rename(record.with_name("aside"))
+    record.mkdir()
+    done = await hxctl(demo, "swap", DEMO, "1")
+    assert (done.code, "it is not on record: " in done.out) == (0, True), done
+    assert await answers(demo, DEMO) == {"f16@1"}
+    record.rmdir()
+    again = await hxctl(demo, "swap", DEMO, "1")
+    assert (again.code, "not on record" in again.out) == (0, False), again
+    assert record.read_bytes() != aside.read_bytes()
+    aside.unlink()
+    assert (await rollback(demo, DEMO))["phase"] == "done"
+    assert await answers(demo, DEMO) == {"f16@2"}
+
+
 async def test_a_second_rollout_is_told_to_wait_and_a_rollback_takes_the_first_back(
     demo: Daemon,
 ) -> None:

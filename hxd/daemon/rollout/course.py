@@ -259,7 +259,14 @@ class Course:
             deployment.shift(candidate)
             if former in deployment.others and not goes:
                 deployment.warm = former
-        await self._effects.label(candidate.source)
+        label = await self._effects.label(candidate.source)
+        if (why := self._ledger.unsaved) is not None or label is not None:
+            said = [label] if why is None else [f"it is not on record: {why}", label]
+            rollout.notes += [one for one in said if one is not None]
+            rollout.notes.append(
+                "the next start of hxd may serve another version; when that is "
+                "mended, ask for the same swap again"
+            )
         self._arrived(candidate.source)
         if ask.blame:
             rollout.reason = ask.why

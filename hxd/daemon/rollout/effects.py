@@ -79,14 +79,16 @@ class Effects:
 
     # The store
 
-    async def label(self, source: Source) -> None:
-        """Point the label that the model follows at what it serves."""
+    async def label(self, source: Source) -> str | None:
+        """Point the label that the model follows at what it serves; why that can't be done."""
         if source.held is None or source.follows is None:
-            return
+            return None
         try:
             await self._means.label(source, source.follows)
         except (StoreError, HxdError) as error:
             log.error("model=%s label %s not moved: %s", source.name, source.follows, error)
+            return f"the label {source.follows} was not moved: {error}"
+        return None
 
     async def condemn(self, source: Source, why: str, other: Source) -> None:
         """Mark the version that died, where `other` serves in its place. It is not to blame if that

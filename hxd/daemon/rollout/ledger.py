@@ -23,6 +23,8 @@ class Ledger:
         self._record = record
         self._configured = configured
         self._saving = asyncio.Lock()
+        # Why what holds is not on the disk, if it is not.
+        self.unsaved: str | None = None
 
     def of(self, model: str) -> Deployed:
         configured = self._configured(model)
@@ -101,9 +103,10 @@ class Ledger:
                 models[model] = new
             try:
                 await asyncio.to_thread(self._record.save, models)
+                self.unsaved = None
             except OSError as error:
                 if strict:
                     raise
                 # It serves all the same; the next daemon will not know.
                 log.error("what is in service can't be recorded: %s", error)
-                self._record.models = models
+                self._record.models, self.unsaved = models, error.strerror or str(error)
