@@ -231,7 +231,7 @@ async def test_two_versions_stand_side_by_side_and_nothing_is_decided(box: Daemo
     async with clients.asking(6) as seen:
         trial = await begin(box, BIRD, None, plugin=f"{PLUGIN}@6.1", canary=0.5, ab=True, time="5s")
         await in_phase(box, trial, "trial")
-        row = await when(box, trial, lambda row: _of(row, "requests")["canary"] > 20)
+        row = await when(box, trial, lambda row: _of(row, "requests")["canary"] > 5)
         assert (row["kind"], row["phase"]) == ("ab", "trial")
         done = await judged(box, trial)
     seen.check()
