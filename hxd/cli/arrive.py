@@ -93,7 +93,7 @@ def import_(
     perplexity are kept with the version. A file that kills its worker, or fails a golden prompt
     that is required, does not get in. Files are linked or cloned where the file system can.
 
-    Content that the model has already is not taken twice, and that is no error.
+    Content that the model has already is not taken twice, and that is no error; labels move to it.
 
     builtin:demo as PATH brings back what was removed of the demo model; builtin:demo@1 one version.
     """
@@ -195,12 +195,18 @@ def _came(store: Store, done: Body, wait: bool) -> None:
     at = f"{done['name']}@{done['version']}"
     if done["already"]:
         print_answer(store, done, f"nothing to do: {done['message']}")
+        _besides(store, done)
         return
     labels = "".join(f", {label}" for label in done["labels"])
     print_answer(store, done, f"{at}{labels}: {decimal(done['bytes'])}")
     if not store.client.as_json:
         for key, value in sorted(done["validation"].items()):
             click.echo(f"  {key.replace('_', ' '):<26} {printable(said(key, value))}")
+    _besides(store, done)
+
+
+def _besides(store: Store, done: Body) -> None:
+    """What else has happened: notes, and swaps that labels wait for."""
     for note in done.get("notes", ()):
         click.echo(f"! {printable(note)}", err=True)
     if not store.client.as_json:

@@ -115,7 +115,9 @@ async def test_a_model_file_becomes_a_version_that_was_tried_and_serves(tmp_path
         assert found["perplexity"] > 1
         assert min(found["tokens_per_second"], found["prompt_tokens_per_second"]) > 0
         assert (await model(daemon, "show", "mine")).body["validation"] == found
-        assert (await model(daemon, "import", str(ONE), "--name", "mine")).body["already"]
+        again = ("import", str(ONE), "--name", "mine", "--label", "stable", "--label", "again")
+        there = (await model(daemon, *again)).body
+        assert (there["already"], there["notes"]) == (True, ["again points at mine@1 now"])
         assert left_behind(daemon) == []
 
         done = (await model(daemon, "quantize", "hxd-demo", "q4_0")).body
@@ -506,7 +508,8 @@ async def test_a_store_without_a_daemon_is_worked_on_as_with_one(tmp_path: Path)
     come = ("model", "import", str(file), "--name", "mine", *offline)
     assert "--no-validate" in (await ctl(None, *come)).err
     assert (await ctl(None, *come, "--no-validate")).body["version"] == 1
-    assert (await ctl(None, *come, "--no-validate")).body["already"]
+    assert (await ctl(None, *come, "--no-validate", "--label", "again")).body["already"]
+    assert (await ctl(None, "model", "show", "mine@again", *offline)).body["version"] == 1
     assert (await ctl(None, "label", "mine", "best", "1", *offline)).body["moved"]
     there = (await ctl(None, "model", "list", *offline)).body
     assert versions(there, "hxd-demo")[2]["serves"] == ["hxd-demo"]
@@ -520,7 +523,7 @@ async def test_a_store_without_a_daemon_is_worked_on_as_with_one(tmp_path: Path)
     mended = await ctl(None, "model", "doctor", "--backup", saved, *offline)
     assert mended.body["whole"]
     shown = (await ctl(None, "model", "show", "mine@best", *offline)).body
-    assert shown["labels"] == ["best", "stable"]
+    assert shown["labels"] == ["again", "best", "stable"]
     assert (await ctl(None, "model", "rm", "mine", "--all", *offline)).body["removed"] == ["mine@1"]
     restored = (await ctl(None, "model", "restore", saved, *offline)).body
     assert restored["versions"] == ["mine@1"]

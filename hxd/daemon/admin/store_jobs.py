@@ -82,7 +82,7 @@ class StoreJobs:
         try:
             stage = await to_its_end(self._operations.stage, ask, work)
         except SameContent as same:
-            return already(same)
+            return await self._there(same, ask)
         return await self._accept(stage, ask, work)
 
     async def pull(self, ask: Pull, wanted: Wanted, work: Work) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class StoreJobs:
             )
         except SameContent as same:
             await to_its_end(disk.delete, folder)
-            return already(same)
+            return await self._there(same, ask)
         except Corrupt:
             await to_its_end(disk.delete, folder)
             raise
@@ -144,7 +144,7 @@ class StoreJobs:
             )
             done = await self._accept(stage, ask, work)
         except SameContent as same:
-            return already(same)
+            return await self._there(same, ask)
         finally:
             await to_its_end(self._library.drop, space)
         done["notes"] = [*done.get("notes", ()), *made.notes]
@@ -237,18 +237,28 @@ class StoreJobs:
         if findings.against is not None:
             done["notes"] = [findings.against]
         for label in following:
-            await self._follow(version, label, done)
+            await self._follow(version.name, version.number, label, done)
         return done
 
-    async def _follow(self, version: Version, label: str, done: dict[str, Any]) -> None:
+    async def _there(self, same: SameContent, ask: Incoming) -> dict[str, Any]:
+        """Nothing comes in. The labels that were asked for move all the same."""
+        done = already(same)
+        pointing = await to_its_end(self._library.labels, same.name)
+        for label in ask.labels or ():
+            if pointing.get(label) != same.number:
+                await self._follow(same.name, same.number, label, done)
+        return done
+
+    async def _follow(self, name: str, number: int, label: str, done: dict[str, Any]) -> None:
         """The version is there; that a label can't move yet does not undo it."""
         try:
-            ask = SetLabel(name=version.name, label=label, version=version.number)
-            moved = await self._relabel.move(ask)
+            moved = await self._relabel.move(SetLabel(name=name, label=label, version=number))
         except HxdError as error:
             done.setdefault("notes", []).append(f"{label} was not moved: {error.message}")
         else:
             done["rollouts"] = done.get("rollouts", []) + moved.get("rollouts", [])
+            if moved["moved"]:
+                done.setdefault("notes", []).append(f"{label} points at {name}@{number} now")
 
     async def _tried(self, stage: Stage, golden: Golden | None, work: Work) -> Findings:
         settings = self._settings(stage.name)

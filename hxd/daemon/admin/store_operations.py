@@ -112,6 +112,8 @@ class Operations:
             with self.stage(ask, work) as stage:
                 version = stage.publish({}, labels=ask.labels, golden=golden_bytes(ask))
         except SameContent as same:
+            for label in ask.labels or ():
+                self.label(SetLabel(name=same.name, label=label, version=same.number))
             return already(same)
         return published(version, self.library)
 
