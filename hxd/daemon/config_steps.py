@@ -21,9 +21,9 @@ from hxd.daemon.request.releases import Releases
 from hxd.daemon.rollout.course import COMING_UP
 from hxd.daemon.rollout.phases import Phase
 from hxd.daemon.rollout.reasons import DEATHS
-from hxd.daemon.rollout.record import Ask, fingerprint
+from hxd.daemon.rollout.record import Ask, Deployed, fingerprint
 from hxd.daemon.rollout.rollouts import Rollouts
-from hxd.daemon.store.sources import AS_CONFIGURED, Source, SourceError
+from hxd.daemon.store.sources import Source, SourceError
 from hxd.daemon.supervise.lifecycle import State
 from hxd.daemon.supervise.memory import Room, automatic_budget
 from hxd.daemon.supervise.replica import Replica
@@ -67,6 +67,8 @@ class Steps:
     def __init__(self, means: Means) -> None:
         self._means = means
         self._deaths: Counter[str] = Counter()
+        # What was on record of the models that served before the last change.
+        self._chosen: dict[str, Deployed] = {}
         self._turned = asyncio.Event()
         means.supervisor.listeners.append(self._changed)
 
@@ -112,6 +114,9 @@ class Steps:
         """Afterwards `config` holds. Raises `HxdError` at the first step that fails; with `strict`
         false it goes on and says so in the log."""
         live = self._means.live
+        if strict:
+            ledger = self._means.rollouts.ledger
+            self._chosen = {m.name: ledger.of(m.name) for m in plan.models if m.before}
         was, final = live.config, effective(config, live.config)
         starting = {m.name for m in plan.models if m.fate is Fate.STARTS}
         ending = {m.name for m in plan.models if m.fate is Fate.ENDS and m.name in was.models}
@@ -254,9 +259,14 @@ class Steps:
     async def _replace(self, name: str, was: ModelSettings | None, now: ModelSettings) -> None:
         rollouts = self._means.rollouts
         # What an operator has chosen by `hxctl swap` stays, as long as the configuration asks for
-        # the same model as when it was chosen.
-        same = was is not None and fingerprint(was) == fingerprint(now)
-        choice = rollouts.choice(name) if same else AS_CONFIGURED
+        # the same model as when it was chosen; or does so again, on the way back.
+        chosen = self._chosen.get(name)
+        if was is not None and fingerprint(was) == fingerprint(now):
+            choice = rollouts.choice(name)
+        elif chosen is not None and chosen.configured == fingerprint(now):
+            choice = chosen.choice
+        else:
+            choice = rollouts.ledger.of(name).choice
         rollout = await rollouts.begin(
             Ask(model=name, choice=choice, fresh=True, why="the configuration changed")
         )

@@ -16,7 +16,7 @@ from hxd.daemon.config_course import Course, Means, told
 from hxd.daemon.config_record import OnRecord
 from hxd.daemon.config_start import Leftover
 from hxd.daemon.config_steps import Worse
-from hxd.errors import CallerError, HxdError
+from hxd.errors import CallerError, HxdError, Unavailable
 
 log = logging.getLogger("hxd.config")
 
@@ -33,6 +33,8 @@ class Reconfiguration:
         self.change: Change | None = None
         self._task: asyncio.Task[None] | None = None
         self._next: asyncio.Task[Proposal] | None = None
+        # The daemon ends: what would begin now, nobody would end.
+        self._closing = False
         self.settled = asyncio.Event()
         self._past: deque[Change] = deque(maxlen=PAST)
         self._record = OnRecord(means.live, means.files)
@@ -86,8 +88,13 @@ class Reconfiguration:
         and stay whatever comes of it; else they are put in place, the box is watched for `seconds`,
         and the files of before come back when it gets worse.
 
-        Raises `CallerError`, of which `BadConfig` is one, and then nothing has changed.
+        Raises `CallerError`, of which `BadConfig` is one, or `Unavailable` where the daemon ends;
+        then nothing has changed.
         """
+        if self._closing:
+            raise Unavailable(
+                "the daemon is shutting down; ask the next one", code="draining", retry_after=1.0
+            )
         if self.busy:
             raise CallerError(
                 "the configuration is being changed already; try again when that is done "
@@ -126,6 +133,7 @@ class Reconfiguration:
     async def aclose(self) -> None:
         """What is half-way stays so. The next daemon goes on with an apply, and takes the files of
         a reload."""
+        self._closing = True
         tasks = [task for task in (self._task, self._next) if task is not None]
         for task in tasks:
             task.cancel()

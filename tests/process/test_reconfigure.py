@@ -577,16 +577,22 @@ class Nobody(Daemon):
 
 
 async def test_a_model_that_an_operator_swapped_keeps_its_version(tmp_path: Path) -> None:
-    file = write_config(tmp_path, echo())
+    file = write_config(tmp_path, echo() + echo("other"))
     async with running(file) as daemon:
         home = str(plugin(tmp_path / "says", answer="'swapped'"))
         assert (await run_hxctl(daemon, "plugin", "install", home, "--trust"))[0] == 0
         assert (await run_hxctl(daemon, "swap", "echo", "--plugin", "says@1.0"))[0] == 0
-        write_config(tmp_path, echo(slots=7, queue=3))
+        write_config(tmp_path, echo(slots=7, queue=3) + echo("other"))
         assert (await reloaded(daemon))["phase"] == "applied"
         assert await said(daemon, "echo") == "swapped"
         row = await settings(daemon, "echo")
         assert (row["slots"], row["queue"]) == (7, 3)
+        # Also when the configuration asked for another one, and was taken back.
+        another = echo(slots=7, queue=3).replace('"echo"', '"echo@1.0.0"')
+        for bad in (echo("other") + echo("more", options=BAD), echo("other", options=BAD)):
+            change = await applied(daemon, another + bad, force=True)
+            assert change["phase"] == "rolled back", change
+            assert await said(daemon, "echo") == "swapped"
 
 
 async def test_a_box_with_a_broken_model_can_still_be_configured(tmp_path: Path) -> None:

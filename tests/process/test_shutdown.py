@@ -45,6 +45,11 @@ async def test_sigterm_lets_running_streams_finish_and_refuses_new_requests(tmp_
         status, body, headers = await post(daemon.url + "/v1/chat/completions", chat("slow", "x"))
         assert (status, body["error"]["code"]) == (503, "draining")
         assert int(headers["Retry-After"]) >= 1
+        # What would bring up workers that nobody ends.
+        swap = {"model": "slow", "plugin": "echo"}
+        for path, asked in (("reload", {}), ("rollouts", swap)):
+            status, body, _ = await post(f"{daemon.url}/admin/v1/{path}", asked)
+            assert (status, body["error"]["code"]) == (503, "draining"), path
         for text in await asyncio.gather(*streams):
             assert text.endswith("data: [DONE]\n\n")
             assert '"finish_reason":"stop"' in text
