@@ -87,6 +87,10 @@ TABLE: dict[str, Declared] = {
             Severity.WARNING,
         ),
         Declared(
+            "model-file-changed", "A model's file was changed while workers had it loaded",
+            Severity.CRITICAL,
+        ),
+        Declared(
             "plugin-changed", "A plugin in use would not be let in again: no new worker starts",
             Severity.WARNING,
         ),

@@ -74,8 +74,10 @@ from hxd.daemon.store.stores import Stores
 from hxd.daemon.store.version import Version
 from hxd.daemon.supervise.cores import Cores
 from hxd.daemon.supervise.courtesy import Courtesy
-from hxd.daemon.supervise.lifecycle import State
+from hxd.daemon.supervise.file_watch import FileWatch
+from hxd.daemon.supervise.lifecycle import ALIVE, Event, State
 from hxd.daemon.supervise.memory import Room, automatic_budget
+from hxd.daemon.supervise.news import Message
 from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.supervisor import Supervisor
 from hxd.daemon.supervise.variants import Variants
@@ -303,6 +305,28 @@ async def build(
             events,
             clock,
         )
+
+        async def spoiled(source: Source, why: str) -> None:
+            """Its workers compute with other weights by now. They end where something else can be
+            served; where nothing can, they are better than nobody, and a condition says so."""
+            events.record("store", source.name, "changed", version=source.version, reason=why)
+            if not await guard.could_relieve(source):
+                return
+            for replica in supervisor.replicas.get(source.key, ()):
+                if replica.state in ALIVE:
+                    supervisor.post(
+                        Message(
+                            replica, replica.generation, Event.DIED, why, outside=True, barred=True
+                        )
+                    )
+
+        file_watch = FileWatch(
+            lambda: [one.source for one in supervisor.all() if one.state is State.READY],
+            stores.models,
+            spoiled,
+            status.files,
+            clock,
+        )
         plugin_api = PluginApi(live, stores, served, rollouts, plugin_watch, events)
         stack.push_async_callback(plugin_api.aclose)
         config_api = ConfigApi(live, reconfiguration, history, files, proposer)
@@ -326,7 +350,15 @@ async def build(
             listener,
             jobs,
             events,
-            (prober.run, herald.run, events.run, guard.run, plugin_watch.run, labels.run),
+            (
+                prober.run,
+                herald.run,
+                events.run,
+                guard.run,
+                plugin_watch.run,
+                labels.run,
+                file_watch.run,
+            ),
         )
 
 

@@ -31,7 +31,8 @@ from hxd.daemon.supervise.supervisor import Supervisor
 @dataclass
 class Status:
     """`refused`: models that can't be served as configured. `instead`: why models are served by
-    another version than they should be. `plugins`: why plugins in use would be refused now.
+    another version than they should be. `plugins`: why plugins in use would be refused now;
+    `files`: what was changed of releases that are loaded, by their keys.
     `change`: the change of the configuration that runs, or the last one.
     `draining` is set by the run loop."""
 
@@ -50,6 +51,7 @@ class Status:
     kept_is_before: Callable[[str], bool] = lambda model: False
     change: Callable[[], dict[str, Any] | None] = lambda: None
     plugins: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
     _alarms: Alarms = field(default_factory=Alarms)
 
     def missing(self) -> list[str]:
@@ -112,6 +114,8 @@ class Status:
                 bad = describe(rollout.former) if rollout.phase is Phase.DONE else rollout.target
                 detail = f"{bad}: {rollout.reason}"
                 yield Condition("version-taken-back", rollout.model, detail, now)
+        for key, why in self.files.items():
+            yield Condition("model-file-changed", key.partition("#")[0], why, now)
         for reference, why in self.plugins.items():
             yield Condition("plugin-changed", reference, why, now)
         if blocked := len(self.poison):

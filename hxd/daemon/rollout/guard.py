@@ -3,6 +3,7 @@ start: what served before takes its place, or another whole version."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 from hxd.daemon.request.deployment import Deployment, Served
@@ -11,7 +12,7 @@ from hxd.daemon.rollout.phases import Phase
 from hxd.daemon.rollout.record import Ask
 from hxd.daemon.rollout.rollouts import Rollouts
 from hxd.daemon.rollout.targets import identity, same
-from hxd.daemon.store.sources import SourceError
+from hxd.daemon.store.sources import Source, SourceError
 from hxd.daemon.supervise.lifecycle import State
 from hxd.errors import HxdError
 
@@ -77,6 +78,20 @@ class Guard:
             await self._relieve(deployment)
         finally:
             self._end_relief(deployment.name)
+
+    async def could_relieve(self, source: Source) -> bool:
+        """Whether something else would serve, should no worker of `source` be let in again."""
+        deployment = self._means.deployments.get(source.name)
+        if deployment is None or deployment.current.source.key != source.key:
+            return True
+        for choice in (
+            *self._rollouts.ledger.of(source.name).former,
+            *await self._means.others(source.name),
+        ):
+            with contextlib.suppress(SourceError, HxdError):
+                if not same(await self._means.resolve(source.name, choice), source):
+                    return True
+        return False
 
     async def _relieve(self, deployment: Deployment) -> None:
         """Serve what served before, or another whole version. The one that is lost is condemned
