@@ -230,7 +230,7 @@ def _disclosed(call: Call, headed: Served | None = None) -> dict[str, Any]:
 
 def _named(sources: list[Source]) -> list[str]:
     """NAME:VARIANT@VERSION of each, and the plugin where that tells them apart."""
-    names = [f"{one.name}:{one.variant}@{one.version}" for one in sources]
+    names = [one.reference for one in sources]
     if len(set(names)) == len(names):
         return names
     return [f"{name} ({one.plugin.reference})" for name, one in zip(names, sources, strict=True)]

@@ -73,7 +73,7 @@ def part(source: Source, share: float) -> int:
 
 def named(source: Source) -> str:
     plugin = source.plugin.manifest
-    return f"{source.name}:{source.variant}@{source.version} ({plugin.name} {plugin.version})"
+    return f"{source.reference} ({plugin.name} {plugin.version})"
 
 
 def no_room(need: int, left: int) -> str:

@@ -85,6 +85,11 @@ class Source:
         return f"{self.name}#{self.release}" if self.release else self.name
 
     @property
+    def reference(self) -> str:
+        """NAME:VARIANT@VERSION, by the name that clients send."""
+        return f"{self.name}:{self.variant}@{self.version}"
+
+    @property
     def at_once(self) -> int:
         """Requests that one replica works on at a time."""
         return max(self.settings.slots, EMBED_CALLS) if self.embeds else self.settings.slots
