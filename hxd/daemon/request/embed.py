@@ -24,7 +24,6 @@ TURN_FLOATS = 1 << 15
 # Beyond it an answer goes out as it is rendered, 64 KiB and more at a time: as JSON it is some 20
 # bytes per number, and a call may have millions.
 WHOLE_FLOATS = 1 << 16
-CLIENT_LEFT = 499  # as in generate
 
 
 class Embeddings:
@@ -113,7 +112,7 @@ class Embeddings:
         response = web.StreamResponse(headers={"Content-Type": "application/json", **headers})
         each = max(1, TURN_FLOATS // answer.found.dimension)
         held: list[bytes] = []
-        try:
+        with transfer.leaving(request):
             await response.prepare(request)
             for part in vectors.parts(answer.found, render, served.source.name, answer.tokens):
                 held.append(part)
@@ -123,11 +122,6 @@ class Embeddings:
                     held.clear()
             await transfer.write(request, response, b"".join(held), self._live.limits)
             await response.write_eof()
-        except ConnectionError:
-            # The client left, or takes nothing; there is nobody to tell.
-            request["status"] = CLIENT_LEFT
-            if request.transport is not None:
-                request.transport.abort()
         return response
 
 

@@ -29,7 +29,6 @@ SSE_HEADERS = {
     # Tells nginx not to collect the events.
     "X-Accel-Buffering": "no",
 }
-CLIENT_LEFT = 499  # nginx's code for a client that closed the connection; only in logs and metrics
 _SEED_MASK = (1 << 63) - 1
 
 
@@ -184,7 +183,7 @@ class Generation:
         shape = replace(work.shape, model=call.served.source.name)
         disclose = partial(_disclosed, call, call.served)
         chunks = reply.Chunks(shape, usage, with_usage=work.with_usage, disclose=disclose)
-        try:
+        with transfer.leaving(request):
             await response.prepare(request)
             try:
                 await transfer.write(request, response, chunks.of(first), self._live.limits)
@@ -195,11 +194,6 @@ class Generation:
                 request["status"] = error.status
                 await transfer.write(request, response, reply.error_event(error), self._live.limits)
             await response.write_eof()
-        except ConnectionError:
-            # The client left, or takes nothing; there is nobody to tell.
-            request["status"] = CLIENT_LEFT
-            if request.transport is not None:
-                request.transport.abort()
         return response
 
 

@@ -20,7 +20,7 @@ from hxd.clock import Clock
 from hxd.config.live import Live
 from hxd.config.settings import LARGEST_BODY
 from hxd.daemon.admin.metrics import Metrics
-from hxd.daemon.request import generate, reply
+from hxd.daemon.request import generate, reply, transfer
 from hxd.daemon.request.identify import Keys, Role, check_origin, identify, on_loopback
 from hxd.errors import CallerError, HxdError
 
@@ -97,7 +97,7 @@ class Front:
         started = self._clock.now()
         entry = self._entries.get(request.match_info.route)
         request["id"] = _request_id(request)
-        status = generate.CLIENT_LEFT
+        status = transfer.CLIENT_LEFT
         try:
             response = await self._guarded(request, handler, entry, trusted)
             status = request.get("status", response.status)
@@ -133,7 +133,7 @@ class Front:
             return error_response(_from_aiohttp(error, request))
         except ConnectionError:
             # The client is gone: nobody reads this, and aiohttp drops the connection.
-            request["status"] = generate.CLIENT_LEFT
+            request["status"] = transfer.CLIENT_LEFT
             return web.Response(status=400)
         except Exception:
             log.exception("request=%s failed inside hxd", request["id"])

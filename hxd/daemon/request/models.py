@@ -84,10 +84,7 @@ class Catalog:
     def _not_served(self, asked: str, deployment: Deployment) -> ModelNotFound:
         return ModelNotFound(
             asked,
-            [
-                f"{deployment.name}:{served.source.variant}@{served.source.version}"
-                for served in deployment.releases()
-            ]
+            [served.source.reference for served in deployment.releases()]
             + [name for name in (*self.served, *self.routes) if name != deployment.name],
         )
 

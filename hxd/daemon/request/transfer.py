@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 
 from aiohttp import web
 
 from hxd.config.settings import Limits
 from hxd.errors import CallerError
+
+CLIENT_LEFT = 499  # nginx's code for a client that closed the connection; only in logs and metrics
 
 
 async def read(request: web.Request, limits: Limits) -> bytes:
@@ -55,6 +59,18 @@ async def write(
             await response.write(data)
     except TimeoutError:
         raise ConnectionResetError("the client stopped reading") from None
+
+
+@contextlib.contextmanager
+def leaving(request: web.Request) -> Iterator[None]:
+    """For an answer in parts: when the client leaves, or takes nothing for too long, it ends there,
+    since there is nobody to tell."""
+    try:
+        yield
+    except ConnectionError:
+        request["status"] = CLIENT_LEFT
+        if request.transport is not None:
+            request.transport.abort()
 
 
 def _too_large(limit: int) -> CallerError:
