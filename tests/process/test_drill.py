@@ -6,17 +6,18 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import psutil
 import pytest
 import pytest_asyncio
 
 from tests.api.test_keys import bearer
+from tests.drilling import no_drill, until
 from tests.failover import SECONDS
+from tests.rollouts import admin
 from tests.support import DEMO, HXCTL, Daemon, echo, hxctl, post, running, write_config
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -71,15 +72,6 @@ async def drill(daemon: Daemon, *arguments: str, key: str | None = None) -> Run:
     output, errors = await process.communicate()
     assert process.returncode is not None
     return Run(process.returncode, output.decode(), errors.decode())
-
-
-async def over_socket(daemon: Daemon, body: dict[str, Any]) -> tuple[int, Any]:
-    connector = aiohttp.UnixConnector(str(daemon.folder / "run" / "admin.sock"))
-    async with (
-        aiohttp.ClientSession(connector=connector) as session,
-        session.post(f"http://localhost{DRILL}", json=body) as response,
-    ):
-        return response.status, await response.json()
 
 
 async def full(daemon: Daemon, model: str = MODEL) -> list[dict[str, Any]]:
@@ -149,7 +141,9 @@ async def test_a_slow_drill_leaves_nobody_stopped_and_lets_no_other_in(daemon: D
     second = await drill(daemon, "kill", "pair", "--force")
     assert (second.code, second.output) == (75, "")
     assert "another drill is running" in second.errors
-    status, body = await over_socket(daemon, {"fault": "kill", "model": "pair", "force": True})
+    status, body = await admin(
+        daemon, "POST", "drill", {"fault": "kill", "model": "pair", "force": True}
+    )
     assert (status, body["error"]["code"]) == (409, "drill_refused")
     assert_nothing_noticed(await slow, "slow")
     assert none_is_stopped(daemon)
@@ -164,28 +158,9 @@ async def test_a_client_that_leaves_a_slow_drill_leaves_nobody_stopped(
     client = asyncio.create_task(post(daemon.url + DRILL, body, headers=bearer(keys["operator"])))
     await until(lambda: not none_is_stopped(daemon))
     client.cancel()
-    async with asyncio.timeout(SECONDS):
-        while await drill_runs(daemon):
-            pass
+    await no_drill(daemon)
     assert none_is_stopped(daemon)
     await full(daemon)
-
-
-async def until(so: Callable[[], bool]) -> None:
-    """What the kernel does to a process is told to its parent only; others look again."""
-    async with asyncio.timeout(SECONDS):
-        while True:
-            if so():
-                return
-            await asyncio.sleep(0.005)
-
-
-async def drill_runs(daemon: Daemon) -> bool:
-    """A model that is not there can't be drilled, but while a drill runs it is that which is said
-    first."""
-    status, _ = await over_socket(daemon, {"fault": "kill", "model": "nope"})
-    assert status in (404, 409)
-    return status == 409
 
 
 async def test_two_replicas_are_too_few_unless_that_is_insisted_on(daemon: Daemon) -> None:
@@ -223,7 +198,7 @@ async def test_a_fault_that_there_is_not_is_a_slip_of_the_command_line(daemon: D
 async def test_a_drill_that_can_not_be_read_is_a_bad_request(
     daemon: Daemon, body: dict[str, Any]
 ) -> None:
-    status, answer = await over_socket(daemon, body)
+    status, answer = await admin(daemon, "POST", "drill", body)
     assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
 
 

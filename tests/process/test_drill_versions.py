@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from hxd.daemon.store.doctor import examine
 from hxd.daemon.store.library import Library
-from tests.failover import SECONDS
+from tests.drilling import no_drill, until
 from tests.rollouts import DEMO as MODEL
 from tests.rollouts import admin, begin, rollback
 from tests.support import DEMO, Daemon, echo, hxctl, run_hxctl, running, write_config
@@ -64,23 +64,6 @@ async def assert_as_before(daemon: Daemon, model: str = MODEL, version: int = 2)
     assert store.labels(MODEL) == {"stable": 2}
     assert all(store.version(MODEL, number).mark is None for number in (1, 2))
     assert [one.name for one in store.workspaces.folder.iterdir()] == ["pull"]
-
-
-async def until(so: Callable[[], bool]) -> None:
-    """What is on the disk tells nobody that it has changed."""
-    async with asyncio.timeout(SECONDS):
-        while True:
-            if so():
-                return
-            await asyncio.sleep(0.005)
-
-
-async def no_drill(daemon: Daemon) -> None:
-    """A model that is not there can't be drilled, but while a drill runs it is that which is said
-    first."""
-    async with asyncio.timeout(SECONDS):
-        while (await admin(daemon, "POST", "drill", {"fault": "kill", "model": "no"}))[0] != 404:
-            pass
 
 
 async def test_a_swap_and_back_costs_no_request_and_leaves_all_as_it_was(daemon: Daemon) -> None:
