@@ -19,13 +19,30 @@ ARCHITECTURES = (*decoder.KINDS, bert.NAME)
 
 class Model(Protocol):
     """One model: `gguf` is what llama.cpp calls its architecture, `vocabulary` how many tokens it
-    has rows for, `factors` what divides the frequencies of its rotary embeddings, if anything."""
+    has rows for, `context` how many it was trained for at a time; `hidden` and `inner` are values
+    between layers and within one; `factors` is what divides the frequencies of its rotary
+    embeddings, if anything."""
 
     @property
     def gguf(self) -> str: ...
 
     @property
     def vocabulary(self) -> int: ...
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def hidden(self) -> int: ...
+
+    @property
+    def inner(self) -> int: ...
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def heads(self) -> int: ...
 
     @property
     def factors(self) -> tuple[float, ...]: ...
@@ -39,7 +56,7 @@ class Model(Protocol):
         ...
 
     def describe(self, writer: GGUFWriter) -> None:
-        """Its numbers."""
+        """The numbers that others do not have."""
         ...
 
     def notes(self) -> list[str]: ...

@@ -83,12 +83,6 @@ class Bert:
         return name in _SPARE
 
     def describe(self, writer: GGUFWriter) -> None:
-        writer.add_vocab_size(self.vocabulary)
-        writer.add_context_length(self.context)
-        writer.add_embedding_length(self.hidden)
-        writer.add_block_count(self.layers)
-        writer.add_feed_forward_length(self.inner)
-        writer.add_head_count(self.heads)
         writer.add_layer_norm_eps(self.epsilon)
         writer.add_causal_attention(False)
         writer.add_pooling_type(self.pooling)

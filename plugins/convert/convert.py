@@ -58,12 +58,23 @@ def convert(
             writer.add_name(name)
             writer.add_file_type(_FILE_TYPES[kind])
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            _measure(writer, model)
             model.describe(writer)
             _speak(writer, words, folder, config)
             _write(writer, model, parts, progress)
     finally:
         tensors.close()
     return [*words.notes, *model.notes()]
+
+
+def _measure(writer: GGUFWriter, model: Model) -> None:
+    """The numbers that all architectures have."""
+    writer.add_vocab_size(model.vocabulary)
+    writer.add_context_length(model.context)
+    writer.add_embedding_length(model.hidden)
+    writer.add_block_count(model.layers)
+    writer.add_feed_forward_length(model.inner)
+    writer.add_head_count(model.heads)
 
 
 def _tokenizer(folder: Folder, model: Model) -> Vocabulary:

@@ -123,12 +123,6 @@ class Decoder:
         return bool(_DERIVED.fullmatch(name)) or (self.tied and name == "lm_head.weight")
 
     def describe(self, writer: GGUFWriter) -> None:
-        writer.add_vocab_size(self.vocabulary)
-        writer.add_context_length(self.context)
-        writer.add_embedding_length(self.hidden)
-        writer.add_block_count(self.layers)
-        writer.add_feed_forward_length(self.inner)
-        writer.add_head_count(self.heads)
         writer.add_head_count_kv(self.kv_heads)
         writer.add_key_length(self.head)
         writer.add_value_length(self.head)
