@@ -7,7 +7,6 @@ decided by `decide`, which is pure, and done by an `Effects`, which has the proc
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 import random
 from collections import Counter
@@ -18,6 +17,7 @@ from hxd.clock import Clock
 from hxd.daemon.store.sources import Source
 from hxd.daemon.supervise.lifecycle import ALIVE, COMING, TRANSITIONS, Event, State, after
 from hxd.daemon.supervise.news import Doubt, Message, News, Renew
+from hxd.daemon.supervise.orders import Order, decide
 from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.restart import Restart
 
@@ -53,38 +53,6 @@ class Effects(Protocol):
     def end(self, replica: Replica, *, gently: bool) -> None: ...
 
     def later(self, seconds: float, message: Message) -> None: ...
-
-
-class Order(enum.Enum):
-    """What follows from a transition."""
-
-    SPAWN = enum.auto()
-    LOAD = enum.auto()
-    WARM = enum.auto()
-    WATCH = enum.auto()
-    DRAIN = enum.auto()
-    END = enum.auto()
-    KILL = enum.auto()
-    SCHEDULE_RESTART = enum.auto()
-
-
-_BY_EVENT: dict[Event, tuple[Order, ...]] = {
-    Event.START: (Order.SPAWN,),
-    Event.HELLO: (Order.LOAD,),
-    Event.LOADED: (Order.WARM,),
-    Event.WARMED: (Order.WATCH,),
-    Event.RESTART: (Order.SPAWN,),
-    Event.EMPTY: (Order.END,),
-}
-
-
-def decide(event: Event, new: State) -> tuple[Order, ...]:
-    """Orders that follow from `event`, which led to `new`."""
-    if event is Event.DIED:
-        return (Order.KILL, Order.SCHEDULE_RESTART) if new is State.FAILED else (Order.KILL,)
-    if event is Event.DRAIN:
-        return (Order.DRAIN,) if new is State.DRAINING else (Order.END,)
-    return _BY_EVENT[event]
 
 
 class Supervisor:
