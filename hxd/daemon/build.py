@@ -57,21 +57,16 @@ from hxd.daemon.request.probe import Prober
 from hxd.daemon.request.releases import Releases
 from hxd.daemon.request.setting import Setting
 from hxd.daemon.request.tokenize import Tokenization
-from hxd.daemon.rollout.golden import Golden, GoldenError, parse
 from hxd.daemon.rollout.guard import Guard
 from hxd.daemon.rollout.means import Means
-from hxd.daemon.rollout.record import fingerprint
 from hxd.daemon.rollout.rollouts import Rollouts
+from hxd.daemon.rollout.stock import Stock
 from hxd.daemon.rollout.validation import Means as Trying
 from hxd.daemon.rollout.validation import Validation
 from hxd.daemon.routes import config_routes, plugin_routes, routes
-from hxd.daemon.store import quarantine
-from hxd.daemon.store.faults import Corrupt, StoreError
-from hxd.daemon.store.integrity import ensure
 from hxd.daemon.store.label_cache import LabelCache
-from hxd.daemon.store.sources import Choice, Source, SourceError, stored_name
+from hxd.daemon.store.sources import Source, SourceError
 from hxd.daemon.store.stores import Stores
-from hxd.daemon.store.version import Version
 from hxd.daemon.supervise.cores import Cores
 from hxd.daemon.supervise.courtesy import Courtesy
 from hxd.daemon.supervise.file_watch import FileWatch
@@ -82,7 +77,7 @@ from hxd.daemon.supervise.replica import Replica
 from hxd.daemon.supervise.supervisor import Supervisor
 from hxd.daemon.supervise.variants import Variants
 from hxd.daemon.supervise.workers import Workers
-from hxd.errors import CallerError, ConfigError
+from hxd.errors import ConfigError
 
 Lasting = Callable[[], Coroutine[Any, Any, None]]
 
@@ -204,6 +199,7 @@ async def build(
             labels.of,
         )
         setting = Setting(clock, metrics, supervisor, poison, rng)
+        stock = Stock(live, stores)
         means = Means(
             served,
             status.refused,
@@ -215,7 +211,13 @@ async def build(
             events,
             clock,
             lambda: live.limits.drain,
-            *_store_means(live, stores),
+            stock.configured,
+            stock.shelf,
+            stock.resolve,
+            stock.others,
+            stock.golden,
+            stock.label,
+            stock.condemn,
         )
         rollouts = Rollouts(means)
         guard = Guard(means, rollouts)
@@ -367,53 +369,6 @@ def _inspected(
 ) -> tuple[Mapping[str, Source], Mapping[str, SourceError]]:
     inspection = inspect(config, stores)
     return inspection.sources, {**inspection.refused, **inspection.instead}
-
-
-def _store_means(live: Live, stores: Stores) -> tuple[Any, ...]:
-    """What rollouts ask of the stores, away from the event loop."""
-
-    def configured(model: str) -> str:
-        settings = live.config.models.get(model)
-        return "" if settings is None else fingerprint(settings)
-
-    def shelf(model: str) -> str | None:
-        return stored_name(model, live.config)
-
-    async def resolve(model: str, choice: Choice) -> Source:
-        return await asyncio.to_thread(lambda: stores.resolver(live.config).one(model, choice))
-
-    async def others(model: str) -> list[Choice]:
-        return await asyncio.to_thread(lambda: list(stores.resolver(live.config).others(model)))
-
-    async def golden(source: Source) -> Golden | None:
-        data = await asyncio.to_thread(stores.golden, source)
-        try:
-            return None if data is None else parse(data)
-        except GoldenError as error:
-            raise CallerError(f"the golden prompts of {source.name!r}: {error}") from None
-
-    async def label(source: Source, label: str) -> None:
-        held = source.held
-        if held is not None:
-            await asyncio.to_thread(stores.models.set_label, held.name, label, held.number)
-
-    async def condemn(source: Source, why: str) -> None:
-        if source.held is not None:
-            await asyncio.to_thread(_condemn, stores, source.held, source.stored, why)
-
-    return configured, shelf, resolve, others, golden, label, condemn
-
-
-def _condemn(stores: Stores, held: Version, variant: str, why: str) -> None:
-    """In quarantine for what it did; or for its bytes, where mending them is enough."""
-    try:
-        ensure(stores.models, held, variant)
-    except Corrupt as error:
-        quarantine.impose(stores.models, held.name, held.number, str(error), cause="bytes")
-    except StoreError:
-        pass  # It is there already.
-    else:
-        quarantine.impose(stores.models, held.name, held.number, why)
 
 
 async def _listen_admin(live: Live, app: web.Application, stack: contextlib.AsyncExitStack) -> None:
