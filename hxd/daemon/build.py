@@ -33,9 +33,9 @@ from hxd.daemon.admin.status import Status
 from hxd.daemon.admin.store_api import StoreApi
 from hxd.daemon.admin.store_jobs import StoreJobs
 from hxd.daemon.admin.store_operations import Operations
+from hxd.daemon.config_check import Proposer
 from hxd.daemon.config_course import Means as Changing
 from hxd.daemon.config_files import HISTORY, ConfigFiles
-from hxd.daemon.config_proposal import Proposer
 from hxd.daemon.config_start import Leftover
 from hxd.daemon.config_steps import Means as Taking
 from hxd.daemon.config_steps import Steps

@@ -19,8 +19,8 @@ from hxd.config.masking import visible
 from hxd.config.plan import Step, plan
 from hxd.config.unfinished import Unfinished
 from hxd.daemon.config_change import BadConfig, Candidate, Change, Files, Phase
+from hxd.daemon.config_check import Proposer
 from hxd.daemon.config_files import ConfigFiles
-from hxd.daemon.config_proposal import Proposer
 from hxd.daemon.config_record import OnRecord
 from hxd.daemon.config_steps import Steps, Worse, effective
 from hxd.daemon.config_watch import watch

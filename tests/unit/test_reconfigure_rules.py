@@ -13,7 +13,7 @@ from hxd.conditions import Condition
 from hxd.config import Config, ModelSettings
 from hxd.config.kinds import Address
 from hxd.config.settings import AuthSettings, Listen, Paths
-from hxd.daemon import config_proposal
+from hxd.daemon import config_check
 from hxd.daemon.config_change import Candidate
 from hxd.daemon.config_steps import effective
 from hxd.daemon.config_watch import STEADY, watch
@@ -132,7 +132,7 @@ def test_only_edits_that_would_be_lost_are_in_the_way(
     def named(text: str | None) -> dict[str, bytes]:
         return {"hxd.toml": b""} | ({} if text is None else {"conf.d/x.toml": text.encode()})
 
-    found = config_proposal.edited(named(present), named(good), named(files))
+    found = config_check.edited(named(present), named(good), named(files))
     assert found == ({"conf.d/x.toml"} if edited else set())
 
 

@@ -26,8 +26,8 @@ from hxd.config.masking import masked_lines, visible
 from hxd.config.text_diff import diff
 from hxd.daemon.admin.answer import answer, decoded
 from hxd.daemon.config_change import BadConfig, Candidate, Files, Proposal
+from hxd.daemon.config_check import Proposer
 from hxd.daemon.config_files import ConfigFiles
-from hxd.daemon.config_proposal import Proposer
 from hxd.daemon.reconfigure import Reconfiguration
 from hxd.errors import CallerError
 
