@@ -220,6 +220,13 @@ async def build(
             stock.condemn,
         )
         rollouts = Rollouts(means)
+
+        def arrived(found: tuple[str, int, str, str]) -> None:
+            """What serves now is what should, unless a drill has the model and brings it back."""
+            if found[0] not in rollouts.lent:
+                status.instead.pop(found[0], None)
+
+        rollouts.arrived.append(arrived)
         guard = Guard(means, rollouts)
         stack.push_async_callback(rollouts.aclose)
         status.rollouts, status.kept_for = rollouts.all, rollouts.warm_for

@@ -260,3 +260,6 @@ async def test_a_record_that_makes_no_sense_keeps_nobody_from_serving(
         assert (await swap(daemon, BIRD, None, plugin=f"{PLUGIN}@2.0"))["phase"] == "done"
         assert await says(daemon) == "2.0"
         await settled(daemon, BIRD, 4)
+        _, conditions = await admin(daemon, "GET", "conditions")
+        codes = {condition["code"] for condition in conditions}
+        assert "model-on-other-version" not in codes, conditions
