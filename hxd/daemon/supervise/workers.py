@@ -94,7 +94,11 @@ class Workers:
             died(f"can't start a worker: {error}")
             return
         if replica.generation != generation:
+            # Too late: the replica may have another worker by now.
             worker.kill()
+            await worker.wait()
+            worker.kill_group()
+            return
         replica.worker = worker
         voice.worker = worker
         self.sentinel.admit(replica, generation, worker)
