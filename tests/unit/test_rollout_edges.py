@@ -222,6 +222,28 @@ def test_what_can_not_be_gone_back_to_is_kept_no_longer_than_its_time(tmp_path: 
     drive(tmp_path, story)
 
 
+@pytest.mark.parametrize("fresh", [True, False])
+def test_trouble_in_the_last_moment_of_the_grace_leads_to_a_release_that_is_there(
+    tmp_path: Path, fresh: bool
+) -> None:
+    async def story(fleet: Store) -> None:
+        await fleet.swap(2)
+        grace = fleet.rollouts.grace
+        grace._watches[SMALL].fresh = fresh
+        left = grace.left(SMALL)
+        assert left is not None
+        await fleet.clock.sleep(left - 0.5)
+        fleet.fail()
+        await fleet.clock.sleep(60)
+        served = fleet.small.current.source
+        assert served.version == 1
+        assert [*fleet.supervisor.replicas].count(served.key) == 1
+        assert fleet.supervisor.ready(served.key)
+        assert not len(grace)
+
+    drive(tmp_path, story)
+
+
 def test_a_way_back_that_was_barred_is_tried_again(tmp_path: Path) -> None:
     async def story(fleet: Store) -> None:
         fleet.changed_settings = {"grace": 300.0}

@@ -3,6 +3,7 @@ one turns out bad."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from typing import Protocol
@@ -78,9 +79,11 @@ class Grace:
             now = self._means.clock.now()
             if why is None or now < again_at or self._ways.running(deployment.name) is not None:
                 continue
-            # Not from here: where the way back begins, this ends.
-            effects.spawn(self._give_up_on(watch, why), f"rollback-{deployment.name}")
-            again_at = now + AGAIN
+            # Not from here: where the way back begins, this ends. Until then the former release is
+            # needed, though its time be over.
+            back = effects.spawn(self._give_up_on(watch, why), f"rollback-{deployment.name}")
+            await asyncio.wait({back})
+            again_at = self._means.clock.now() + AGAIN
         if self._watches.get(deployment.name) is watch:
             self.end(deployment.name)
             effects.retire(deployment, watch.former)
@@ -91,6 +94,9 @@ class Grace:
     async def _give_up_on(self, watch: Watch, why: str) -> None:
         """What is bad is condemned once something else serves; until then it is all there is."""
         model, source = watch.deployment.name, watch.current.source
+        if self._watches.get(model) is not watch or self._ways.running(model) is not None:
+            # Another rollout has begun, or taken the former release, since trouble was seen.
+            return
         if watch.fresh or not self._ledger.of(model).former:
             self._revert(watch, why)
             return
