@@ -18,14 +18,16 @@ from hxd.cli.store_options import FileOrFolder, also_offline, print_answer, prin
 @click.command()
 @click.argument("folder", type=FileOrFolder)
 @click.option("--name", "names", multiple=True, help="This model only; may be given again.")
+@click.option("--verify", is_flag=True, help="Read what is there already, and replace bad files.")
 @wait_option
 @also_offline
-def backup(store: Store, folder: Path, names: tuple[str, ...], wait: bool) -> None:
+def backup(store: Store, folder: Path, names: tuple[str, ...], verify: bool, wait: bool) -> None:
     """Copy the store's models to FOLDER, on another disk; what is there already is not copied.
 
-    Each run adds a snapshot. One that was cut off adds none, and the next one completes it.
+    Each run adds a snapshot. One that was cut off adds none, and the next one completes it. What is
+    copied is read back; what is there already counts by its size, unless --verify.
     """
-    body: Body = {"path": os.path.abspath(folder)}  # noqa: PTH100 (a link stays a link)
+    body: Body = {"path": os.path.abspath(folder), "verify": verify}  # noqa: PTH100 (a link stays)
     if names:
         body["names"] = list(names)
     done = store.work("backup", body, wait=wait)
@@ -36,6 +38,8 @@ def backup(store: Store, folder: Path, names: tuple[str, ...], wait: bool) -> No
         f"snapshot {done['snapshot']}: {len(done['versions'])} versions, {done['copied']} files "
         f"copied ({decimal(done['copied_bytes'])}), {done['kept']} there already"
     )
+    if done["replaced"]:
+        text += f"; of the copied, {done['replaced']} had gone bad in the backup"
     print_answer(store, done, text)
     for problem in done["problems"]:
         click.echo(f"! {printable(problem)}", err=True)

@@ -76,6 +76,23 @@ def test_a_second_backup_copies_only_what_is_new(library: Library, tmp_path: Pat
     assert [file.stat().st_nlink for file in objects(target)] == [1] * 4
 
 
+def test_what_rotted_in_a_backup_is_found_by_verify_and_replaced(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "backup"
+    whole = backup(library, target)
+    rotten, bad, *_ = sorted(objects(target))
+    good = rotten.read_bytes()
+    rotten.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+    assert (backup(library, target).kept, rotten.read_bytes() == good) == (whole.copied, False)
+    unreadable(monkeypatch, [bad])
+    again = backup(library, target, verify=True)
+    assert (again.copied, again.replaced, again.problems) == (2, 2, [])
+    assert again.kept == whole.copied - 2
+    assert rotten.read_bytes() == good
+    assert backup(library, target, verify=True).copied == 0
+
+
 def test_a_lost_model_comes_back_as_it_was(library: Library, tmp_path: Path) -> None:
     before = content(library)
     quarantine.impose(library, "org/m", 2, "crashes")

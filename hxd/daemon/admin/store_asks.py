@@ -74,10 +74,12 @@ class Convert(Incoming, kw_only=True):
 
 
 class Backup(Ask, kw_only=True):
-    """`path`: the folder that has the backup, or will. `names` None: all models."""
+    """`path`: the folder that has the backup, or will. `names` None: all models. `verify`: read
+    what is there already, too, and replace what has rotted."""
 
     path: str
     names: list[str] | None = None
+    verify: bool = False
 
 
 class Restore(Ask, kw_only=True):

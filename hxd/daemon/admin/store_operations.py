@@ -175,7 +175,9 @@ class Operations:
     # Copies
 
     def backup(self, ask: Backup, work: Work) -> dict[str, Any]:
-        return backup.backup(self.library, absolute(ask.path), work, ask.names).to_body()
+        target = absolute(ask.path)
+        done = backup.backup(self.library, target, work, ask.names, verify=ask.verify)
+        return done.to_body()
 
     def restore(self, ask: Restore, work: Work) -> dict[str, Any]:
         done = backup.restore(

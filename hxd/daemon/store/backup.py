@@ -2,15 +2,14 @@
 
 `TARGET/objects/ab/SHA256` and `TARGET/snapshots/TIME.toml`. A snapshot is written last and in one
 step, so a backup that was cut off is none, and the next one completes it. What is written is read
-back and hashed; what was there before is taken by its name and size. Restoring hashes everything
-again, and believes no name, size or digest in the folder.
+back and hashed; what was there before is taken by its name and size, unless that is asked for too.
+Restoring hashes everything again, and believes no name, size or digest in the folder.
 """
 
 from __future__ import annotations
 
 import datetime
 import errno
-import hashlib
 import os
 import secrets
 import stat
@@ -49,13 +48,15 @@ _UNFINISHED = ".hxd-unfinished"
 
 @dataclass
 class Report:
-    """What a backup did. `problems` are versions that are not in the snapshot, and why."""
+    """What a backup did. `replaced`: of the copied files, those that had rotted in the backup.
+    `problems` are versions that are not in the snapshot, and why."""
 
     snapshot: str = ""
     versions: list[str] = field(default_factory=list)
     copied: int = 0
     copied_bytes: int = 0
     kept: int = 0
+    replaced: int = 0
     problems: list[str] = field(default_factory=list)
 
     def to_body(self) -> dict[str, Any]:
@@ -65,15 +66,21 @@ class Report:
             "copied": self.copied,
             "copied_bytes": self.copied_bytes,
             "kept": self.kept,
+            "replaced": self.replaced,
             "problems": self.problems,
         }
 
 
 def backup(
-    library: Library, target: Path, work: Work | None = None, names: Collection[str] | None = None
+    library: Library,
+    target: Path,
+    work: Work | None = None,
+    names: Collection[str] | None = None,
+    *,
+    verify: bool = False,
 ) -> Report:
     """Raises `StoreBroken` when the target takes no more; versions whose files are not the
-    manifest's are left out and reported."""
+    manifest's are left out and reported. `verify`: of what is there already, every byte is read."""
     work = work or Work()
     root = disk.resolved(target)
     if root.is_relative_to(library.root.resolve()):
@@ -89,7 +96,7 @@ def backup(
         report = Report()
         models: dict[str, SavedModel] = {}
         for name in wanted:
-            models[name] = _save(library, name, root, report, work)
+            models[name] = _save(library, name, root, report, work, verify=verify)
         snapshot = Snapshot(library.today(), models)
         report.snapshot = _write(library, root, snapshot)
     return report
@@ -111,12 +118,14 @@ def _wanted(library: Library, names: Collection[str] | None) -> list[ModelName]:
     return asked
 
 
-def _save(library: Library, name: ModelName, root: Path, report: Report, work: Work) -> SavedModel:
+def _save(
+    library: Library, name: ModelName, root: Path, report: Report, work: Work, *, verify: bool
+) -> SavedModel:
     versions: dict[int, SavedVersion] = {}
     for number in library.versions(name):
         try:
             version = library.version(name, number)
-            _save_files(library, version, root, report, work)
+            _save_files(library, version, root, report, work, verify=verify)
         except (Corrupt, NotThere) as error:
             report.problems.append(f"{name}@{number}: {error.message}")
             continue
@@ -142,13 +151,17 @@ def _behaviour(mark: Mark | None) -> str:
     return mark.why if mark is not None and mark.cause == "behaviour" else ""
 
 
-def _save_files(library: Library, version: Version, root: Path, report: Report, work: Work) -> None:
+def _save_files(
+    library: Library, version: Version, root: Path, report: Report, work: Work, *, verify: bool
+) -> None:
     for variant, files in version.variants().items():
         _, manifest = version.part(variant)
         for file in files:
             entry = manifest.files[file.name]
             place = object_path(root, entry.sha256)
-            if _is_there(place, entry.bytes):
+            there = _is_there(place, entry.bytes)
+            rotten = there and verify and _rotten(place, entry, work)
+            if there and not rotten:
                 report.kept += 1
                 continue
             try:
@@ -161,6 +174,7 @@ def _save_files(library: Library, version: Version, root: Path, report: Report, 
                 os.close(source)
             report.copied += 1
             report.copied_bytes += entry.bytes
+            report.replaced += rotten
 
 
 def _copy(source: int, file: Path, entry: FileEntry, place: Path, root: Path, work: Work) -> None:
@@ -210,6 +224,15 @@ def _is_there(place: Path, size: int) -> bool:
     return stat.S_ISREG(found.st_mode) and found.st_size == size
 
 
+def _rotten(place: Path, entry: FileEntry, work: Work) -> bool:
+    try:
+        return _read_back(place, work) != entry.sha256
+    except OSError as error:
+        if error.errno == errno.EIO:
+            return True
+        raise
+
+
 def _make_folder(folder: Path) -> None:
     """A link would lead what is written to somewhere else."""
     if folder.is_symlink():
@@ -217,18 +240,11 @@ def _make_folder(folder: Path) -> None:
     disk.make_folder(folder)
 
 
-def _read_back(part: Path, work: Work) -> str:
+def _read_back(part: Path, work: Work) -> Digest:
     with part.open("rb", buffering=0) as stream:
-        # Without this the kernel would answer from the pages that were just written.
+        # Without this the kernel would answer from the pages that it has.
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        hasher = hashlib.sha256()
-        total = os.fstat(stream.fileno()).st_size
-        done = 0
-        while chunk := stream.read(disk.CHUNK):
-            hasher.update(chunk)
-            done += len(chunk)
-            work.told("reading the backup again", done, total)
-        return hasher.hexdigest()
+        return hash_file(stream.fileno(), f"{part.name[:12]} in the backup", work)
 
 
 def _write(library: Library, root: Path, snapshot: Snapshot) -> str:
