@@ -88,11 +88,13 @@ class Record:
 
     def __init__(self, state: Path) -> None:
         self._file = state / FILE
+        self._unreadable = False
         self.models: dict[str, Deployed] = {}
         self.interrupted: dict[str, Before] = {}
 
     def load(self) -> None:
-        """What can't be read is put aside: then the configuration counts, and nothing else."""
+        """Changes nothing on the disk. Of what can't be read the configuration counts, and nothing
+        else."""
         try:
             with self._file.open("rb") as stream:
                 data = stream.read(MOST_BYTES + 1)
@@ -108,8 +110,7 @@ class Record:
         except (OSError, ValueError, msgspec.DecodeError, RecursionError) as error:
             # A ValueError is what bytes within a string are that are no UTF-8.
             log.error("%s can't be read, the configuration counts: %s", self._file, error)
-            with contextlib.suppress(OSError):
-                self._file.rename(self._file.with_suffix(".unreadable"))
+            self._unreadable = True
             self.models = {}
 
     def found(self, name: str, configured: str) -> Deployed | None:
@@ -128,7 +129,11 @@ class Record:
         return msgspec.structs.replace(found, former=(AS_CONFIGURED, *found.former))
 
     def save(self, models: dict[str, Deployed]) -> None:
-        """Raises `OSError`, and then nothing has changed."""
+        """Raises `OSError`, and then nothing has changed. What could not be read is put aside."""
+        if self._unreadable:
+            with contextlib.suppress(FileNotFoundError):
+                self._file.rename(self._file.with_suffix(".unreadable"))
+            self._unreadable = False
         durable.replace(self._file, msgspec.json.format(msgspec.json.encode(models), indent=1))
         self.models = models
 

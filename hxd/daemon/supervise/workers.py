@@ -82,7 +82,7 @@ class Workers:
         voice = _Voice(replica, generation, self._post, self.sentinel)
         spare = None
         try:
-            self._files[replica.id] = await self._prepare(replica)
+            file = await self._prepare(replica)
             program = _program(replica.source)
             spare = await self.reserve.take(program)
             worker = spare.worker if spare else await WorkerProcess.spawn(program, voice)
@@ -103,7 +103,9 @@ class Workers:
         voice.worker = worker
         self.sentinel.admit(replica, generation, worker)
         self._came()
-        self._lives[replica.id] = self._run(self._live(worker, voice), f"life-{replica.id}")
+        self._files[replica.id] = file
+        life = self._live(replica.id, worker, voice)
+        self._lives[replica.id] = self._run(life, f"life-{replica.id}")
         if spare is not None and spare.owner.hello is not None:
             worker.link.adopt(voice)
             voice.received(spare.owner.hello)
@@ -119,15 +121,18 @@ class Workers:
             ),
         )
 
-    async def _live(self, worker: WorkerProcess, voice: _Voice) -> None:
+    async def _live(self, id: str, worker: WorkerProcess, voice: _Voice) -> None:
         """Until the process is gone; then nothing of its group is left either."""
         code = await worker.wait()
         worker.kill_group()
+        # Whoever starts the next one has waited for the end of this.
+        del self._lives[id], self._files[id]
         voice.exited(code)
 
     def load(self, replica: Replica) -> None:
         source, settings = replica.source, replica.source.settings
-        file = self._files[replica.id]
+        # None of one that is gone by now, to which nothing is sent.
+        file = self._files.get(replica.id)
         self._send(
             replica,
             wire.Load(
