@@ -53,8 +53,9 @@ class Succession:
         chain = self._chain
         self._spent.add(self.served.source.key)
         if after not in chain:
-            chain.append(after)
-        if chain[0] is not after:
+            # Those behind the one that it replaces may still be needed.
+            chain[: int(chain[0] is self.served)] = [after]
+        elif chain[0] is not after:
             del chain[: chain.index(after)]
             if after.source.name != self.served.source.name:
                 self._metrics.fell_back(after.source.name)
@@ -86,15 +87,14 @@ class Succession:
         return {one.loaded.vocab for one in ready if one.id != replica and one.loaded is not None}
 
     def _after(self, bound: str | None) -> Served | None:
-        """Another strand of the request may have gone on to it already. A release that is in
-        service no more hands over to the one that is."""
-        chain = self._chain
-        rest = chain[1:] if self.served is chain[0] else list(chain)
-        rest += [one for one in (self.successor, self.refuge) if one is not None]
-        return next(
-            (one for one in rest if one.source.key not in self._spent and self._fits(one, bound)),
-            None,
-        )
+        """One of the same model that can answer now, before other models; another strand of the
+        request may have gone on to it already. A release that is in service no more hands over to
+        the one that is."""
+        spent = {*self._spent, self.served.source.key}
+        for one in (self.refuge, *self._chain, self.successor):
+            if one is not None and one.source.key not in spent and self._fits(one, bound):
+                return one
+        return None
 
     def _way_back(self, bound: str | None) -> Served | None:
         """What is in service instead of a release that is gone, though it was left for that one."""
