@@ -87,6 +87,10 @@ TABLE: dict[str, Declared] = {
             Severity.WARNING,
         ),
         Declared(
+            "choice-not-recorded", "What was swapped into service is not on the disk",
+            Severity.WARNING,
+        ),
+        Declared(
             "model-file-changed", "A model's file was changed while workers had it loaded",
             Severity.CRITICAL,
         ),

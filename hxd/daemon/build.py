@@ -230,6 +230,7 @@ async def build(
         guard = Guard(means, rollouts)
         stack.push_async_callback(rollouts.aclose)
         status.rollouts, status.kept_for = rollouts.all, rollouts.warm_for
+        status.unrecorded = lambda: rollouts.ledger.unsaved
         status.kept_is_before = rollouts.warm_is_before
         events.listeners.append(lambda event: metrics.event(event.kind, event.step))
         metrics.show("hxd_events_lost", "Events that their file did not take.", lambda: events.lost)
@@ -364,6 +365,7 @@ async def build(
                 herald.run,
                 events.run,
                 guard.run,
+                rollouts.ledger.run,
                 plugin_watch.run,
                 labels.run,
                 file_watch.run,

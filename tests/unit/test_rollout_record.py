@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hxd.clock import SystemClock
 from hxd.config import ModelSettings
 from hxd.daemon.rollout import record as records
 from hxd.daemon.rollout.ledger import Ledger
@@ -177,7 +178,7 @@ class SlowDisk(Record):
 
 async def test_a_write_whose_asker_has_left_is_not_met_by_the_next_one(tmp_path: Path) -> None:
     disk = SlowDisk(tmp_path)
-    ledger = Ledger(disk, lambda model: "x")
+    ledger = Ledger(disk, lambda model: "x", SystemClock())
     first = asyncio.create_task(ledger.write("m", choice=Choice(1)))
     await asyncio.to_thread(disk.begun.acquire)
     first.cancel()
@@ -193,3 +194,52 @@ async def test_a_write_whose_asker_has_left_is_not_met_by_the_next_one(tmp_path:
     found = Record(tmp_path)
     found.load()
     assert {name: one.choice.version for name, one in found.models.items()} == {"m": 2, "n": 3}
+
+
+class FullDisk(Record):
+    """Takes nothing for so many times."""
+
+    def __init__(self, state: Path, times: int) -> None:
+        super().__init__(state)
+        self.times = times
+
+    def save(self, models: dict[str, Deployed]) -> None:
+        self.times -= 1
+        if self.times >= 0:
+            raise OSError(errno.ENOSPC, "no space left")
+        super().save(models)
+
+
+class Ticks:
+    """Sleeps so many times and then for good; `over` says when."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+        self.over = asyncio.Event()
+
+    def now(self) -> float:
+        return 0.0
+
+    def wall(self) -> float:
+        return 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.times -= 1
+        if self.times < 0:
+            self.over.set()
+            await asyncio.get_running_loop().create_future()
+
+
+async def test_what_the_disk_did_not_take_is_written_once_it_does(tmp_path: Path) -> None:
+    ticks = Ticks(3)
+    ledger = Ledger(FullDisk(tmp_path, 3), lambda model: "x", ticks)
+    await ledger.write("m", choice=Choice(1))
+    assert ledger.unsaved == "no space left"
+    writing = asyncio.create_task(ledger.run())
+    await ticks.over.wait()
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    assert ledger.unsaved is None
+    found = Record(tmp_path)
+    found.load()
+    assert found.models["m"].choice == Choice(1)

@@ -33,6 +33,7 @@ class Status:
     """`refused`: models that can't be served as configured. `instead`: why models are served by
     another version than they should be. `plugins`: why plugins in use would be refused now;
     `files`: what was changed of releases that are loaded, by their keys.
+    `unrecorded`: why what is in service is not on the disk.
     `change`: the change of the configuration that runs, or the last one.
     `draining` is set by the run loop."""
 
@@ -49,6 +50,7 @@ class Status:
     rollouts: Callable[[], list[Rollout]] = list
     kept_for: Callable[[str], float | None] = lambda model: None
     kept_is_before: Callable[[str], bool] = lambda model: False
+    unrecorded: Callable[[], str | None] = lambda: None
     change: Callable[[], dict[str, Any] | None] = lambda: None
     plugins: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
@@ -114,6 +116,8 @@ class Status:
                 bad = describe(rollout.former) if rollout.phase is Phase.DONE else rollout.target
                 detail = f"{bad}: {rollout.reason}"
                 yield Condition("version-taken-back", rollout.model, detail, now)
+        if (unrecorded := self.unrecorded()) is not None:
+            yield Condition("choice-not-recorded", "", f"deployments.json: {unrecorded}", now)
         for key, why in self.files.items():
             yield Condition("model-file-changed", key.partition("#")[0], why, now)
         for reference, why in self.plugins.items():

@@ -264,8 +264,7 @@ class Course:
             said = [label] if why is None else [f"it is not on record: {why}", label]
             rollout.notes += [one for one in said if one is not None]
             rollout.notes.append(
-                "the next start of hxd may serve another version; when that is "
-                "mended, ask for the same swap again"
+                "until that is mended the next start of hxd may serve another version"
             )
         self._arrived(candidate.source)
         if ask.blame:

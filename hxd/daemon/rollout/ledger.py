@@ -9,22 +9,35 @@ from collections.abc import Callable
 
 import msgspec
 
+from hxd.clock import Clock
 from hxd.daemon.rollout.record import Ask, Before, Deployed, Record
 from hxd.daemon.store.sources import AS_CONFIGURED, Choice
 
 log = logging.getLogger("hxd.rollout")
+
+# Seconds until a write that the disk refused is tried again.
+RETRY_EVERY = 10.0
 
 
 class Ledger:
     """`configured` is what the configuration says of a model in the words of
     `record.fingerprint`."""
 
-    def __init__(self, record: Record, configured: Callable[[str], str]) -> None:
+    def __init__(self, record: Record, configured: Callable[[str], str], clock: Clock) -> None:
         self._record = record
         self._configured = configured
+        self._clock = clock
         self._saving = asyncio.Lock()
         # Why what holds is not on the disk, if it is not.
         self.unsaved: str | None = None
+
+    async def run(self) -> None:
+        """Writes what the disk did not take, once it does; never ends by itself."""
+        while True:
+            await self._clock.sleep(RETRY_EVERY)
+            async with self._saving:
+                if self.unsaved is not None and await self._saved(self._record.models):
+                    log.warning("what is in service is on record again")
 
     def of(self, model: str) -> Deployed:
         configured = self._configured(model)
@@ -101,12 +114,17 @@ class Ledger:
                 models.pop(model, None)
             else:
                 models[model] = new
-            try:
-                await asyncio.to_thread(self._record.save, models)
-                self.unsaved = None
-            except OSError as error:
-                if strict:
-                    raise
-                # It serves all the same; the next daemon will not know.
-                log.error("what is in service can't be recorded: %s", error)
-                self._record.models, self.unsaved = models, error.strerror or str(error)
+            await self._saved(models, strict=strict)
+
+    async def _saved(self, models: dict[str, Deployed], *, strict: bool = False) -> bool:
+        try:
+            await asyncio.to_thread(self._record.save, models)
+        except OSError as error:
+            if strict:
+                raise
+            # It serves all the same; a daemon that starts before it is written will not know.
+            log.error("what is in service can't be recorded: %s", error)
+            self._record.models, self.unsaved = models, error.strerror or str(error)
+            return False
+        self.unsaved = None
+        return True

@@ -29,7 +29,7 @@ class Rollouts:
         self._means = means
         self._running: dict[str, Rollout] = {}
         self._last: dict[str, Rollout] = {}
-        self.ledger = Ledger(means.record, means.configured)
+        self.ledger = Ledger(means.record, means.configured, means.clock)
         # Models that a drill has.
         self.lent: set[str] = set()
         # The daemon ends: what is not done by now is for the next one.
