@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hxd.daemon.request.deployment import Deployment
+from hxd.daemon.request.succession import Succession
 from hxd.daemon.rollout.loan import Loan
 from hxd.daemon.rollout.phases import Phase
 from hxd.daemon.rollout.record import Ask, Record
@@ -277,6 +278,29 @@ def test_a_bad_version_is_condemned_once_another_one_serves(
         await fleet.clock.sleep(120)
         assert fleet.small.current.source.version == (2 if deadly else 1)
         assert (2 in fleet.condemned) == (not deadly)
+
+    drive(tmp_path, story)
+
+
+def test_who_waits_for_a_release_that_goes_gets_its_successor_and_then_another_model(
+    tmp_path: Path,
+) -> None:
+    async def story(fleet: Store) -> None:
+        big, small = fleet.deployments["big"], fleet.small.current
+        chain = [big.current, small]
+        others = [
+            Succession(chain, fleet.supervisor, fleet.setting.metrics, strict=False)
+            for _ in range(2)
+        ]
+        rollout = await fleet.asked("big", 2)
+        await rollout.over.wait()
+        for succession in others:
+            assert succession.advance(None)
+            assert succession.served is big.current
+        assert chain == [big.current, small]
+        for succession in others:
+            assert succession.advance(None)
+            assert succession.served is small
 
     drive(tmp_path, story)
 
