@@ -130,10 +130,19 @@ def seconds(low: float, high: float) -> Kind:
             value = float(match[1]) * _SECONDS[match[2]]
         result = number(value)
         if not low <= result <= high:
-            raise ValueError(f"{result:g} s is out of range; {low:g} to {high:g} are possible")
+            possible = f"{_spelled(low)} to {_spelled(high)}"
+            raise ValueError(f"{result:g} s is out of range; {possible} are possible")
         return result
 
     return read
+
+
+def _spelled(seconds: float) -> str:
+    """As it can be written in a configuration, in the largest unit that fits."""
+    for unit in ("d", "h", "m", "s"):
+        if seconds >= _SECONDS[unit] and seconds % _SECONDS[unit] == 0:
+            return f"{seconds / _SECONDS[unit]:g}{unit}"
+    return f"{seconds:g}s"
 
 
 def size(low: int, high: int) -> Kind:

@@ -112,6 +112,7 @@ async def test_by_number_and_back_with_what_hxctl_says(demo: Daemon) -> None:
     assert len(await settled(demo, DEMO, 4)) == 4
     back = await hxctl(demo, "rollback", DEMO)
     assert (back.code, "loading" in back.err) == (0, False), back
+    assert (await rollouts(demo))[0]["kind"] == "rollback"
     assert await answers(demo, DEMO) == {"f16@2"}
     # What is kept now is what the rollback led away from.
     shown = (await hxctl(demo, "status")).out
@@ -153,6 +154,8 @@ async def test_to_what_serves_already_is_done_at_once(demo: Daemon) -> None:
         ({"version": "q9_9@2"}, 400, "q9_9"),
         ({"version": "q8_0@nowhere"}, 404, "nowhere"),
         ({"version": "9" * 200}, 404, "999"),
+        ({"version": "01"}, 404, "01"),
+        ({"version": "\uff11"}, 404, "\uff11"),
         ({"version": "../../etc"}, 404, "etc"),
         ({"plugin": "nobody@1.0"}, 400, "nobody"),
         ({"plugin": "echo"}, 400, "echo"),
@@ -161,6 +164,7 @@ async def test_to_what_serves_already_is_done_at_once(demo: Daemon) -> None:
         ({"version": 1, "canary": 0}, 400, "canary"),
         ({"version": 1, "ab": True}, 400, "ab"),
         ({"version": 1, "canary": 0.1, "time": "soon"}, 400, "time"),
+        ({"version": 1, "canary": 0.1, "time": "0s"}, 400, "1s to 30d are possible"),
         ({"version": 1, "canary": 0.1, "at_least": -1}, 400, "at_least"),
         ({"version": 1, "sticky": "glue"}, 400, "sticky"),
         ({}, 400, "version"),

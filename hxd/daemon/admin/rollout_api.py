@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from typing import Any
 
@@ -14,7 +15,8 @@ from hxd.daemon.admin.answer import answer, decoded
 from hxd.daemon.events import Events
 from hxd.daemon.rollout.record import Ask
 from hxd.daemon.rollout.rollouts import Rollouts
-from hxd.daemon.store.faults import NotThere
+from hxd.daemon.store.faults import BadName, NotThere
+from hxd.daemon.store.reference import version_number
 from hxd.daemon.store.sources import QUANTIZABLE, Choice
 from hxd.daemon.store.stores import Stores
 from hxd.errors import CallerError
@@ -118,8 +120,8 @@ class RolloutApi:
         return Choice(version, variant, asked.plugin or now.plugin)
 
     async def _number(self, model: str, text: str) -> int:
-        if text.isdecimal() and len(text) <= 9 and int(text) > 0:
-            return int(text)
+        with contextlib.suppress(BadName):
+            return version_number(text)
         shelf = self._rollouts.shelf(model)
         labels = {} if shelf is None else await asyncio.to_thread(self._stores.models.labels, shelf)
         if text not in labels:

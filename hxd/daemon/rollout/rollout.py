@@ -88,12 +88,18 @@ class Rollout:
         self.aborted = self.aborted or why
         self.push()
 
+    @property
+    def _kind(self) -> str:
+        if self.ask.share is None:
+            return "rollback" if self.ask.back else "swap"
+        return "ab" if self.ask.compare else "canary"
+
     def body(self) -> dict[str, Any]:
         ask = self.ask
         body: dict[str, Any] = {
             "id": self.id,
             "model": self.model,
-            "kind": "swap" if ask.share is None else "ab" if ask.compare else "canary",
+            "kind": self._kind,
             "from": describe(self.former),
             "to": self.target,
             "phase": self.phase.value,
