@@ -1,4 +1,5 @@
-"""Fixtures: one shared daemon with the demo model and echo models for the tests that only ask."""
+"""How examples are drawn; and fixtures: one shared daemon with the demo model and echo models for
+the tests that only ask."""
 
 from __future__ import annotations
 
@@ -6,8 +7,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 
 from tests.support import DEMO, Daemon, echo, running, write_config
+
+# A busy box is no failure. The same examples each time: what a change is refused for is its own
+# doing. `pytest --hypothesis-profile explore` looks further.
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("steady", settings.get_profile("explore"), derandomize=True)
+settings.load_profile("steady")
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

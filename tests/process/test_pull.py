@@ -746,7 +746,8 @@ faults = st.one_of(
 
 
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(schedule=st.lists(faults, max_size=8), ranges=st.booleans())
 def test_any_schedule_of_failures_ends_with_the_right_bytes(

@@ -295,7 +295,7 @@ def candidates() -> st.SearchStrategy[list[Candidate]]:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(offers=st.lists(candidates(), max_size=6))
 def test_one_with_room_is_chosen_whenever_there_is_one(
     name: str, offers: list[list[Candidate]]

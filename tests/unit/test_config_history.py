@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hxd.config import load
@@ -347,8 +347,6 @@ def outcome(act: Callable[[], object]) -> object:
         return error.findings
 
 
-# A busy machine is no failure.
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(part, st.dictionaries(st.sampled_from(["1.toml", "2.toml", ".3.toml"]), part))
 def test_files_in_memory_load_as_they_would_from_the_disk(
     main: bytes, others: dict[str, bytes]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hxd.config.kinds import Address
@@ -33,7 +33,6 @@ from hxd.config.text_diff import diff
 
 ORIGIN = Path("/etc/hxd/hxd.toml")
 # A busy machine is no failure.
-steady = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NAMES = ("a", "b", "c", "org/d-1.5", "monkey")
 
 
@@ -84,7 +83,6 @@ def full(config: Config) -> dict[str, int]:
     return {name: model.replicas for name, model in config.models.items()}
 
 
-@steady
 @given(configs)
 def test_a_configuration_and_itself_read_again_differ_in_nothing(config: Config) -> None:
     again = replace(
@@ -119,7 +117,6 @@ def differing(old: Config, new: Config) -> list[str]:
     return sorted(name for name in names if not name.startswith(tuple(ended)))
 
 
-@steady
 @given(configs, configs)
 def test_every_setting_that_differs_is_told_once_and_is_in_one_step(
     old: Config, new: Config
@@ -132,7 +129,6 @@ def test_every_setting_that_differs_is_told_once_and_is_in_one_step(
     assert sorted([*done.elements(), *found.needs_restart]) == sorted(told)
 
 
-@steady
 @given(configs, configs, st.dictionaries(st.sampled_from(NAMES), st.integers(0, 4)))
 def test_the_numbers_of_workers_add_up(old: Config, new: Config, served: dict[str, int]) -> None:
     found = plan(old, new, served)
@@ -145,7 +141,6 @@ def test_the_numbers_of_workers_add_up(old: Config, new: Config, served: dict[st
     json.dumps(found.body(), allow_nan=False)
 
 
-@steady
 @given(configs, configs)
 def test_steps_come_in_the_order_of_acts(old: Config, new: Config) -> None:
     acts = [step.act for step in plan(old, new, full(old)).steps()]
@@ -260,7 +255,6 @@ any = "{0}"
 """
 
 
-@steady
 @given(secret, secret)
 def test_no_secret_is_in_a_plan_or_a_diff_and_yet_a_changed_one_shows(old: str, new: str) -> None:
     files = [{"hxd.toml": OPTIONS.format(value).encode()} for value in (old, new)]
@@ -284,7 +278,6 @@ def test_no_secret_is_in_a_plan_or_a_diff_and_yet_a_changed_one_shows(old: str, 
         assert "-api_key = •••" in text and "+api_key = •••" in text
 
 
-@steady
 @given(secret, st.integers(0, 400))
 def test_a_file_that_is_not_valid_hides_its_secrets_too(value: str, cut: int) -> None:
     text = OPTIONS.format(value)
@@ -294,7 +287,6 @@ def test_a_file_that_is_not_valid_hides_its_secrets_too(value: str, cut: int) ->
         assert not any(value in line for line in lines)
 
 
-@steady
 @given(st.text())
 def test_a_covered_text_has_as_many_lines_as_before(text: str) -> None:
     assert len(masked_lines(text)) == text.count("\n") + 1

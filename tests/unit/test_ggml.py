@@ -190,7 +190,7 @@ def test_other_files_are_not_taken_for_older_models(
             ggml.read_header(tmp_path / "m")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_damaged_header_is_read_or_refused_and_nothing_else(
     tmp_path: Path, data: st.DataObject

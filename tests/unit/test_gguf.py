@@ -207,7 +207,7 @@ def test_a_header_that_goes_on_and_on_is_refused(tmp_path: Path) -> None:
         gguf.read_header(file)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_damaged_header_is_read_or_refused_and_nothing_else(
     tmp_path: Path, data: st.DataObject

@@ -10,7 +10,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hxd import wire
@@ -120,14 +120,12 @@ def test_what_is_no_completion_says_so(data: bytes) -> None:
         Answer(3, READER).event(data)
 
 
-@settings(deadline=None)
 @given(st.binary())
 def test_no_bytes_raise_anything_but_a_failure(data: bytes) -> None:
     with contextlib.suppress(Failure, Refused):
         Answer(3, READER).event(data)
 
 
-@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(),
@@ -232,7 +230,6 @@ def test_calls_have_a_bound() -> None:
 # Frames.
 
 
-@settings(deadline=None)
 @given(
     st.text(max_size=20),
     st.integers(1, 60_000),
@@ -321,7 +318,6 @@ def test_scores_that_are_none_are_refused(results: list[Any]) -> None:
         vectors.ranking(json.dumps({"results": results}).encode(), 2)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3000), st.sampled_from([1, 384, 4096, 65536]))
 def test_vectors_fit_into_frames_in_their_order(count: int, dimension: int) -> None:
     count = min(count, 1 + (1 << 20) // dimension)
@@ -363,7 +359,6 @@ def test_a_text_of_tokens_has_several_names(name: str) -> None:
         tokens.detokenized(b'{"other": "hi"}')
 
 
-@settings(deadline=None)
 @given(st.integers(0, 100_000), st.sampled_from([0, 3, 1024]))
 def test_tokens_fit_into_frames(count: int, size: int) -> None:
     pieces = [b"x" * size] * count

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hxd.errors import BY_FAULT
@@ -131,7 +131,6 @@ def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float | No
     assert retry_after(value, 100.0) == seconds
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_no_retry_after_raises(value: str) -> None:
     seconds = retry_after(value, 100.0)
@@ -141,7 +140,6 @@ def test_no_retry_after_raises(value: str) -> None:
 # The budget.
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_a_fifth_of_what_is_active_may_be_at_a_second_try_and_three_always(active: int) -> None:
     budget = Budget(active=active)
@@ -154,7 +152,6 @@ def test_a_fifth_of_what_is_active_may_be_at_a_second_try_and_three_always(activ
     assert not budget.take()
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10), st.none() | st.floats(0, 10), st.integers())
 def test_pauses_are_random_from_zero_and_never_shorter_than_asked(
     attempt: int, asked: float | None, seed: int

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from plugins.remote.sse import EventError, Events
@@ -40,14 +40,12 @@ def test_byte_by_byte_gives_the_same_events() -> None:
     assert read(*(STREAM[at : at + 1] for at in range(len(STREAM)))) == EVENTS
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, len(STREAM))))
 def test_any_cuts_give_the_same_events(cuts: list[int]) -> None:
     places = [0, *sorted(cuts), len(STREAM)]
     assert read(*(STREAM[a:b] for a, b in pairwise(places))) == EVENTS
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r\n"))),
     st.sampled_from(["\n", "\r\n", "\r"]),
@@ -59,7 +57,6 @@ def test_what_is_written_as_events_is_read(texts: list[str], end: str, data: st.
     assert read(stream[:cut], stream[cut:]) == [text.encode() for text in texts]
 
 
-@settings(deadline=None)
 @given(st.binary(), st.binary())
 def test_no_bytes_raise_anything_below_the_limit(one: bytes, other: bytes) -> None:
     assert read(one, other) == read(one + other)

@@ -46,10 +46,9 @@ deployed = st.builds(
 )
 
 
-# Each is written and synced. On a busy box to draw them takes long.
+# Each is written and synced.
 @settings(
     max_examples=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(models=st.dictionaries(text, deployed, max_size=5))
@@ -102,7 +101,7 @@ def test_what_cannot_be_read_is_put_aside_and_counts_for_nothing(
     assert again.models["m"].choice == Choice(version=3)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.binary(max_size=300))
 def test_no_bytes_keep_a_daemon_from_starting(tmp_path: Path, data: bytes) -> None:
     (tmp_path / FILE).write_bytes(data)

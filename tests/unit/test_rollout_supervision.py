@@ -159,7 +159,7 @@ def test_one_that_is_being_relieved_is_not_counted_and_its_heir_is(wanted: int) 
     assert len(box.processes) == wanted
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.randoms(use_true_random=False), st.integers(1, 60))
 def test_nothing_is_left_of_what_was_retired_and_all_of_what_was_not(
     rng: random.Random, steps: int

@@ -236,7 +236,7 @@ def test_wrong_guesses_are_forgotten() -> None:
     assert box.slots.cells.used == len(slot.tokens) - 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 1 << 30),
     st.integers(60, 300),

@@ -44,7 +44,7 @@ def test_the_manifests_of_the_built_in_model_are_read(number: int) -> None:
     assert manifest.variants() == {"f16": ("hxd-demo-f16.gguf",)}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ENTRIES, TABLES, TEXT, TEXT, st.integers(1, 999_999_999))
 def test_what_is_written_is_read_the_same(
     entry: FileEntry, validation: dict[str, object], description: str, origin: str, number: int

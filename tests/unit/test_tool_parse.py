@@ -216,7 +216,7 @@ PARTS = st.sampled_from(
 ANSWERS = st.lists(PARTS, max_size=20).map("".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(FAMILIES), ANSWERS, st.lists(st.integers(0, 200)), st.booleans())
 def test_how_an_answer_is_cut_changes_nothing(
     family: Family, answer: str, cuts: list[int], parallel: bool
@@ -239,7 +239,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dictionaries(st.text(max_size=5), JSON, max_size=3), st.booleans(), st.integers(1, 9))
 def test_any_arguments_come_through_unchanged(
     value: dict[str, object], ascii_only: bool, size: int
