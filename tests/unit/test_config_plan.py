@@ -32,7 +32,6 @@ from hxd.config.settings import (
 from hxd.config.text_diff import diff
 
 ORIGIN = Path("/etc/hxd/hxd.toml")
-# A busy machine is no failure.
 NAMES = ("a", "b", "c", "org/d-1.5", "monkey")
 
 
