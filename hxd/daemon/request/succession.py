@@ -64,7 +64,10 @@ class Succession:
     def relieve(self, bound: str | None) -> bool:
         """The same, if the other one can answer at once."""
         after = self._after(bound)
-        return after is not None and after.gate.able() and self.advance(bound)
+        if after is None or not after.gate.able():
+            return False
+        self._enter(after)
+        return True
 
     def movable(self, bound: str | None) -> bool:
         """Whether there is a place at the successor now."""
